@@ -1,0 +1,1 @@
+"""Pure camera geometry. Imports nothing of the package but ``idnerf.types`` and ``idnerf.errors``."""

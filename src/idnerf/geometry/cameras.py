@@ -1,0 +1,41 @@
+"""Camera algebra: inverting, resizing, cropping, distances. Pure functions."""
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from idnerf.types import Cameras
+
+
+def invert_rigid(matrix: Float[Tensor, "*batch 4 4"]) -> Float[Tensor, "*batch 4 4"]:
+    """Inverse of a rigid motion [R | t]: [R^T | -R^T t]. Swaps c2w and w2c."""
+    rotation_t = matrix[..., :3, :3].transpose(-1, -2)
+    translation = -rotation_t @ matrix[..., :3, 3:]
+    bottom = matrix.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(*matrix.shape[:-2], 1, 4)
+    return torch.cat([torch.cat([rotation_t, translation], -1), bottom], -2)
+
+
+def resize(cameras: Cameras, size: tuple[int, int]) -> Cameras:
+    """The same cameras seen through images resized to ``size`` (width, height); fx and fy scale apart.
+
+    With pixel centres at +0.5 an image spans [0, width], so K scales without offset.
+    """
+    scale = cameras.K.new_tensor([size[0] / cameras.width, size[1] / cameras.height, 1.0])
+    return replace(cameras, K=cameras.K * scale[:, None], size=size)
+
+
+def crop(
+    cameras: Cameras, left: int | Float[Tensor, "*batch"], top: int | Float[Tensor, "*batch"], size: tuple[int, int]
+) -> Cameras:
+    """Cameras of the window of ``size`` whose top-left corner is (left, top); it may leave the image."""
+    K = cameras.K.clone()
+    K[..., 0, 2] -= left
+    K[..., 1, 2] -= top
+    return replace(cameras, K=K, size=size)
+
+
+def view_distances(cameras: Cameras, target: Cameras, order: int = 1) -> Float[Tensor, "view"]:
+    """Distance of every camera's centre from the target's: L1 (``order=1``, MVSNeRF's choice) or L2."""
+    return torch.linalg.vector_norm(cameras.centers - target.centers, ord=order, dim=-1)

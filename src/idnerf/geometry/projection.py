@@ -1,0 +1,89 @@
+"""World to pixels, and looking up maps at pixels."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from idnerf.geometry.cameras import invert_rigid
+from idnerf.geometry.rays import inverse_intrinsics
+from idnerf.types import Cameras
+
+
+def project(
+    points: Float[Tensor, "*batch point 3"], cameras: Cameras
+) -> tuple[Float[Tensor, "*batch point 2"], Float[Tensor, "*batch point"]]:
+    """Project world points into each camera.
+
+    Returns pixels (u, v), centres at +0.5, and depth z. Where z <= 0 the pixel is meaningless: ask ``visible``.
+    """
+    w2c = invert_rigid(cameras.c2w)
+    in_camera = points @ w2c[..., :3, :3].transpose(-1, -2) + w2c[..., None, :3, 3]
+    homogeneous = in_camera @ cameras.K.transpose(-1, -2)
+    depth = in_camera[..., 2]
+    return homogeneous[..., :2] / safe_depth(depth)[..., None], depth
+
+
+def safe_depth(depth: Float[Tensor, "..."], epsilon: float = 1e-6) -> Float[Tensor, "..."]:
+    """Depth kept away from zero, sign kept, so that dividing by it stays finite."""
+    return torch.where(depth >= 0, depth.clamp_min(epsilon), depth.clamp_max(-epsilon))
+
+
+def visible(
+    pixels: Float[Tensor, "*batch 2"], depth: Float[Tensor, "*batch"], size: tuple[int, int]
+) -> Bool[Tensor, "*batch"]:
+    """In front of the camera and inside its image (docs/conventions.md)."""
+    u, v = pixels[..., 0], pixels[..., 1]
+    return (depth > 0) & (u >= 0) & (u < size[0]) & (v >= 0) & (v < size[1])
+
+
+def frustum_homography(
+    target: Cameras, source: Cameras
+) -> tuple[Float[Tensor, "*batch view 3 3"], Float[Tensor, "*batch view 3"]]:
+    """(A, b) such that target pixel p at depth d lands in source view v at  A_v (p, 1) d + b_v  (homogeneous).
+
+    A = K_s R_s^T R_t K_t^-1 and b = K_s R_s^T (c_t - c_s). One 3x3 product per pixel then serves all depths:
+    this is what makes the target-frustum volume cheap.
+
+    Args:
+        target: [*batch] cameras.
+        source: [*batch view] cameras.
+    """
+    w2s = invert_rigid(source.c2w)
+    relative = w2s @ target.c2w[..., None, :, :]
+    A = source.K @ relative[..., :3, :3] @ inverse_intrinsics(target.K)[..., None, :, :]
+    b = (source.K @ relative[..., :3, 3:])[..., 0]
+    return A, b
+
+
+def bilinear_lookup(
+    maps: Float[Tensor, "image height width channel"], positions: Float[Tensor, "image point 2"]
+) -> Float[Tensor, "image point channel"]:
+    """Sample channels-last maps bilinearly at positions in *map* pixels (centres at +0.5), border values outside.
+
+    On the CPU this is a four-tap ``embedding_bag``: same numbers as ``grid_sample(padding_mode="border",
+    align_corners=False)``, with a backward pass that is 2 to 2.5 times faster on many channels (benchmarks/NOTES.md).
+    Gradients flow to ``maps`` only: sample positions come from known cameras and detached depths.
+    """
+    image, height, width, channel = maps.shape
+    if maps.device.type != "cpu":
+        scale = positions.new_tensor([2 / width, 2 / height])
+        grid = (positions * scale - 1)[:, None].to(maps.dtype)
+        sampled = F.grid_sample(
+            maps.permute(0, 3, 1, 2), grid, mode="bilinear", padding_mode="border", align_corners=False
+        )
+        return sampled[:, :, 0].transpose(1, 2)
+    u = (positions[..., 0].detach() - 0.5).clamp(0, width - 1)
+    v = (positions[..., 1].detach() - 0.5).clamp(0, height - 1)
+    u0, v0 = u.floor().clamp_max(max(width - 2, 0)), v.floor().clamp_max(max(height - 2, 0))
+    fu, fv = u - u0, v - v0
+    right, below = int(width > 1), width * int(height > 1)
+    offset = torch.arange(image, device=maps.device)[:, None] * (height * width)
+    top_left = offset + v0.long() * width + u0.long()
+    taps = torch.stack([top_left, top_left + right, top_left + below, top_left + below + right], -1)
+    weights = torch.stack([(1 - fu) * (1 - fv), fu * (1 - fv), (1 - fu) * fv, fu * fv], -1)
+    points = positions.shape[1]
+    sampled = F.embedding_bag(
+        taps.reshape(-1, 4), maps.reshape(-1, channel), per_sample_weights=weights.reshape(-1, 4), mode="sum"
+    )
+    return sampled.reshape(image, points, channel)

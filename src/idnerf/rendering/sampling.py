@@ -1,0 +1,38 @@
+"""Where along a ray to sample: even spacing in depth or inverse depth, and drawing from a histogram."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def inverse_depth_planes(
+    near: Float[Tensor, "*batch"], far: Float[Tensor, "*batch"], count: int
+) -> Float[Tensor, "*batch plane"]:
+    """Centres of ``count`` equal bins of inverse depth in [1/far, 1/near], nearest first. In inverse scene units."""
+    fraction = (torch.arange(count, device=near.device) + 0.5) / count
+    return 1 / near[..., None] + fraction * (1 / far - 1 / near)[..., None]
+
+
+def depths_linear(
+    near: Float[Tensor, "*batch"], far: Float[Tensor, "*batch"], count: int
+) -> Float[Tensor, "*batch sample"]:
+    """``count`` depths from near to far, both included, evenly spaced (the published codes' test-time choice)."""
+    return near[..., None] + torch.linspace(0, 1, count, device=near.device) * (far - near)[..., None]
+
+
+def sample_histogram(
+    probabilities: Float[Tensor, "*ray bin"], quantiles: Float[Tensor, "*ray sample"]
+) -> Float[Tensor, "*ray sample"]:
+    """Invert the cumulative distribution of a histogram over [0, 1] with equal bins.
+
+    Piecewise linear inside a bin. Args: ``probabilities`` >= 0 (normalised here), ``quantiles`` in [0, 1] ascending.
+    Returns positions in [0, 1], ascending like the quantiles.
+    """
+    bins = probabilities.shape[-1]
+    probabilities = probabilities + 1e-5
+    cdf = torch.cumsum(probabilities / probabilities.sum(-1, keepdim=True), -1)
+    index = torch.searchsorted(cdf.contiguous(), quantiles.contiguous(), right=True).clamp_max(bins - 1)
+    upper = cdf.gather(-1, index)
+    lower = torch.where(index > 0, cdf.gather(-1, (index - 1).clamp_min(0)), torch.zeros_like(upper))
+    inside = ((quantiles - lower) / (upper - lower).clamp_min(1e-8)).clamp(0, 1)
+    return (index + inside) / bins
