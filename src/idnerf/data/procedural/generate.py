@@ -1,0 +1,211 @@
+"""From a seed to a rendered scene."""
+
+import random
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from idnerf.data.procedural.builder import random_rotation
+from idnerf.data.procedural.config import ProceduralConfig, ProceduralScene
+from idnerf.data.procedural.layout import World, draw_world
+from idnerf.data.procedural.raster import (
+    Hits,
+    Pinhole,
+    canonical_frames,
+    find_candidates,
+    first_hits,
+    near_edges,
+    select,
+)
+from idnerf.data.procedural.rigs import draw_rig, loguniform
+from idnerf.data.procedural.shading import Appearance, Light, ShadowMap, shade
+from idnerf.types import Cameras, Views
+
+
+def to_device(world: World, device: torch.device | str) -> World:
+    """The world's tables on another device (they are always drawn on the CPU, so scenes do not depend on it)."""
+    look = world.appearance
+    lights = tuple(
+        replace(x, position=x.position.to(device), colour=x.colour.to(device)) for x in look.lights
+    )
+    appearance = Appearance(
+        look.atlas.to(device),
+        look.materials.to(device),
+        lights,
+        look.ambient.to(device),
+        look.reliefs.to(device),
+    )
+    cameras = tuple(Pinhole(c.c2w.to(device), c.K.to(device), c.size) for c in world.shadow_cameras)
+    return World(world.primitives.to(device), appearance, world.outlines.to(device), cameras)
+
+
+def cast_shadows(world: World) -> World:
+    """Render the depth maps of the lights (the enclosure casts no shadow)."""
+    primitives = without_room(world)
+    lights: list[Light] = []
+    for light, camera in zip(world.appearance.lights, world.shadow_cameras, strict=True):
+        frames = canonical_frames(primitives, camera)
+        candidates = find_candidates(primitives, camera)
+        depth, _ = first_hits(
+            primitives, frames, candidates, camera.size, (0.5, 0.5), world.outlines, world.appearance.reliefs
+        )
+        lights.append(replace(light, shadow=ShadowMap(camera, depth.reshape(camera.size[1], camera.size[0]))))
+    return replace(world, appearance=replace(world.appearance, lights=tuple(lights)))
+
+
+def without_room(world: World):
+    """The primitives except the enclosure, which is the last one."""
+    p = world.primitives
+    keep = len(p) - 1
+    return replace(
+        p,
+        kind=p.kind[:keep],
+        center=p.center[: 2 * keep],
+        rotation=p.rotation[: 2 * keep],
+        half=p.half[: 2 * keep],
+        shape=p.shape[: 2 * keep],
+        material=p.material[: 2 * keep],
+        per_face=p.per_face[: 2 * keep],
+    )
+
+
+def render_view(
+    world: World, camera: Pinhole, supersample: int
+) -> tuple[Float[Tensor, "3 height width"], Float[Tensor, "height width"]]:
+    """Linear radiance and exact depth of one view.
+
+    One ray per pixel centre gives the depth, and the colour of smooth regions (textures are band-limited by their
+    mip pyramid); pixels near an edge take the mean of supersample^2 rays instead.
+    """
+    width, height = camera.size
+    primitives, maps = world.primitives, (world.outlines, world.appearance.reliefs)
+    frames = canonical_frames(primitives, camera)
+    candidates = find_candidates(primitives, camera)
+    depth, surface = first_hits(primitives, frames, candidates, camera.size, (0.5, 0.5), *maps)
+    edge = near_edges(depth.reshape(height, width), surface.reshape(height, width)).reshape(-1)
+    if supersample == 1:
+        edge = torch.zeros_like(edge)
+    smooth = (~edge).nonzero()[:, 0]
+    passes = [pass_hits(smooth, width, (0.5, 0.5), depth, surface)]
+    if edge.any():
+        inner = [select(some, edge) for some in candidates]
+        pixels = edge.nonzero()[:, 0]
+        for j in range(supersample):
+            for i in range(supersample):
+                offset = ((i + 0.5) / supersample, (j + 0.5) / supersample)
+                passes.append(
+                    pass_hits(
+                        pixels,
+                        width,
+                        offset,
+                        *first_hits(primitives, frames, inner, camera.size, offset, *maps),
+                    )
+                )
+    hits = Hits(
+        *(torch.cat([getattr(p, name) for p in passes]) for name in ("pixel", "u", "v", "depth", "surface"))
+    )
+    colour = shade(primitives, world.appearance, camera, hits)
+    total = torch.zeros(width * height, 3, device=colour.device).index_add_(0, hits.pixel, tone(colour))
+    count = torch.zeros(width * height, device=colour.device).index_add_(
+        0, hits.pixel, torch.ones_like(hits.u)
+    )
+    image = (total / count.clamp_min(1)[:, None]).T.reshape(3, height, width)
+    return image, depth.reshape(height, width)
+
+
+def pass_hits(
+    pixels: Tensor, width: int, offset: tuple[float, float], depth: Tensor, surface: Tensor
+) -> Hits:
+    """The hits of one ray per pixel of ``pixels``."""
+    pixels = pixels[surface[pixels] >= 0]
+    u = (pixels % width).float() + offset[0]
+    v = torch.div(pixels, width, rounding_mode="floor").float() + offset[1]
+    return Hits(pixels, u, v, depth[pixels], surface[pixels])
+
+
+def tone(radiance: Tensor) -> Tensor:
+    """Compress highlights smoothly (extended Reinhard curve), so that edges average as a sensor would, not as inf."""
+    return radiance * (1 + radiance / 9) / (1 + radiance)
+
+
+def develop(
+    images: Float[Tensor, "view 3 height width"], rng: random.Random
+) -> Float[Tensor, "view 3 height width"]:
+    """Expose all views alike (mid grey of the scene at a random level) and encode for display (gamma 2.2)."""
+    luminance = images.mean(1).flatten()
+    middle = luminance[:: max(len(luminance) // 20000, 1)].median().clamp_min(1e-4)
+    gain = loguniform(rng, 0.09, 0.28) / middle
+    exposed = images * gain
+    # A shoulder above 0.8 keeps bright regions from clipping hard.
+    rolled = torch.where(exposed > 0.6, 0.6 + 0.4 * torch.tanh((exposed - 0.6) / 0.4), exposed)
+    return rolled.clamp(0, 1) ** (1 / 2.2)
+
+
+def photograph(
+    images: Float[Tensor, "view 3 height width"],
+    strength: float,
+    rng: random.Random,
+    generator: torch.Generator,
+) -> Float[Tensor, "view 3 height width"]:
+    """What cameras do to photos of one scene: exposure and white balance drift, lens blur, sensor noise."""
+    count = len(images)
+    scene_drift = strength * rng.choice([0.0, 0.01, 0.04])
+    exposure = torch.exp(scene_drift * torch.randn(count, 1, 1, 1, generator=generator))
+    balance = torch.exp(0.4 * scene_drift * torch.randn(count, 3, 1, 1, generator=generator))
+    images = images * (exposure * balance).to(images.device)
+    sigma = strength * rng.uniform(0.0, 0.6)
+    if sigma > 0.15:
+        taps = torch.exp(-0.5 * (torch.tensor([-1.0, 0.0, 1.0]) / sigma) ** 2).to(images.device)
+        taps = taps / taps.sum()
+        flat = images.reshape(-1, 1, *images.shape[2:])
+        flat = F.conv2d(F.pad(flat, (1, 1, 0, 0), mode="replicate"), taps.reshape(1, 1, 1, 3))
+        flat = F.conv2d(F.pad(flat, (0, 0, 1, 1), mode="replicate"), taps.reshape(1, 1, 3, 1))
+        images = flat.reshape(images.shape)
+    level = strength * loguniform(rng, 0.001, 0.012)
+    return (images + level * torch.randn(images.shape, generator=generator).to(images.device)).clamp(0, 1)
+
+
+def depth_ranges(
+    depth: Float[Tensor, "view height width"], rng: random.Random
+) -> tuple[Float[Tensor, "view"], Float[Tensor, "view"]]:
+    """Near and far of each view: its own range with random slack, or one for all (0.8 min, 1.2 max) as LLFF's."""
+    low, high = depth.flatten(1).amin(1), depth.flatten(1).amax(1)
+    if rng.random() < 0.3:
+        return 0.8 * low.min().expand(len(low)).clone(), 1.2 * high.max().expand(len(high)).clone()
+    return low * rng.uniform(0.6, 0.98), high * rng.uniform(1.02, 1.6)
+
+
+@torch.no_grad()
+def generate_scene(
+    seed: int, config: ProceduralConfig, device: torch.device | str = "cpu"
+) -> ProceduralScene:
+    """Draw and render scene number ``seed``; the same (seed, config) gives the same scene.
+
+    Cameras and depth are in the scene's own random scale (0.1 to 100 units to the nearest things) and orientation.
+    """
+    rng = random.Random(seed)
+    generator = torch.Generator().manual_seed(rng.randrange(2**62))
+    complexity = rng.uniform(*config.complexity)
+    rig = draw_rig(config.rig, config.size, config.num_views, rng)
+    world = cast_shadows(to_device(draw_world(rig, complexity, rng, generator), device))
+    rendered = [
+        render_view(world, Pinhole(c.c2w.to(device), c.K.to(device), c.size), config.supersample)
+        for c in rig.cameras
+    ]
+    images = develop(torch.stack([image for image, _ in rendered]), rng)
+    if config.photo > 0:
+        images = photograph(images, config.photo, rng, generator)
+    scale = loguniform(rng, 0.1, 100)
+    depth = torch.stack([d for _, d in rendered]) * scale
+    near, far = depth_ranges(depth, rng)
+    c2w = torch.stack([c.c2w for c in rig.cameras])
+    turn = torch.eye(4)
+    turn[:3, :3] = torch.tensor(random_rotation(rng), dtype=torch.float32)
+    c2w[:, :3, 3] *= scale
+    cameras = Cameras(
+        (turn @ c2w).to(device), torch.stack([c.K for c in rig.cameras]).to(device), config.size, near, far
+    )
+    return ProceduralScene(Views(images, cameras), depth, f"procedural-{rig.kind}-{seed:06d}")

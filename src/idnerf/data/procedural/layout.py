@@ -1,0 +1,197 @@
+"""Putting a scene together in front of a rig: enclosure, ground, objects at many depths, lights."""
+
+import math
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from idnerf.data.procedural.atlas import build_atlas
+from idnerf.data.procedural.builder import BOX, SceneBuilder
+from idnerf.data.procedural.masks import outline_bank, relief_bank
+from idnerf.data.procedural.objects import OBJECTS, SIMPLE_OBJECTS
+from idnerf.data.procedural.primitives import Primitives
+from idnerf.data.procedural.raster import Pinhole
+from idnerf.data.procedural.rigs import Rig, loguniform, look_at
+from idnerf.data.procedural.shading import Appearance, Light
+from idnerf.data.procedural.textures import FAMILIES, texture_bank
+
+TEXTURE_SIZE = 256
+MAP_SIZE = 128
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything that can be rendered. Lights have no shadow maps yet; ``shadow_cameras`` say how to make them."""
+
+    primitives: Primitives
+    appearance: Appearance
+    outlines: Float[Tensor, "outline size size"]
+    shadow_cameras: tuple[Pinhole, ...]
+
+
+def choose_families(complexity: float, rng: random.Random) -> list[str]:
+    """Texture families of a scene: some always there, the rest drawn."""
+    count = 6 + round(10 * complexity)
+    fixed = ["noise", "collage", "plain", "leaf", "leaf", "petal"]
+    others = [name for name in FAMILIES if name not in ("leaf", "petal")]
+    extra = ["leaf"] if complexity > 0.4 else []
+    return fixed + extra + [rng.choice(others) for _ in range(count)]
+
+
+def six_materials(builder: SceneBuilder, tiles: float, outdoors: bool) -> list[int]:
+    """Walls of an enclosure (faces -x +x -y +y -z +z; -y is the ceiling or sky, +y the floor)."""
+    rng = builder.rng
+    wall = rng.choice(["plain", "brick", "noise", "collage", "wood", "stripe", "rust", None])
+    materials = []
+    for face in range(6):
+        sky = outdoors and face != 3
+        if outdoors:
+            family = (
+                "collage"
+                if face != 2 and rng.random() < 0.6
+                else rng.choice(["noise", "rust", "collage", None])
+            )
+        elif face in (2, 3):
+            family = rng.choice(["plain", "wood", "noise", "cell", "checker", "speckle", None])
+        else:
+            family = wall if rng.random() < 0.6 else rng.choice(["plain", "collage", None])
+        materials.append(
+            builder.material(family, tiles * rng.uniform(0.6, 1.6), rng.uniform(0.2, 0.8) if sky else 0.0)
+        )
+    return materials
+
+
+def add_enclosure(builder: SceneBuilder, rig: Rig, outdoors: bool) -> float:
+    """The room or the far backdrop: rays always end. Returns the height (y) of the floor."""
+    rng = builder.rng
+    if rig.kind == "inward":
+        reach = float(np.linalg.norm(rig.centers, axis=1).max()) * rng.uniform(1.15, 4.0)
+        floor = rng.uniform(0.3, 0.8)
+        half = np.array([reach, 0.5 * (floor + reach), reach])
+        center = np.array([0.0, floor - half[1], 0.0])
+        shape = BOX if rng.random() < 0.7 else (1.0, 0.0, 0.0)
+    else:
+        # The floor's near edge leaves the image at depth z_floor; between near and the back wall.
+        back = rig.far * (rng.uniform(1.0, 2.0) if outdoors else 1.0)
+        z_floor = loguniform(rng, 1.1, max(0.8 * rig.far, 1.2))
+        floor = z_floor * rig.tan_y
+        side = rng.uniform(0.5, 1.6) * rig.tan_x * back
+        ceiling = rng.uniform(0.35, 1.2) * rig.tan_y * back
+        side, ceiling = max(side, 0.6 + rig.baseline * 4), max(ceiling, 0.6 + rig.baseline * 4)
+        floor = max(floor, 0.35 + rig.baseline * 3)
+        behind = rng.uniform(2.0, 5.0)
+        center = np.array([rng.uniform(-0.2, 0.2) * side, 0.5 * (floor - ceiling), 0.5 * (back - behind)])
+        half = np.array([1.2 * side, 0.5 * (floor + ceiling), 0.5 * (back + behind)])
+        shape = BOX if not outdoors or rng.random() < 0.5 else (0.6, 0.55, 0.0)
+    tiles = loguniform(rng, 0.7, 3.0) / float(half.max())
+    builder.add_room(center, half, shape, six_materials(builder, tiles, outdoors))
+    return floor
+
+
+def object_place(
+    builder: SceneBuilder, rig: Rig, floor: float, complexity: float
+) -> tuple[np.ndarray, float]:
+    """Where to put an object, and how large: even in the image and in inverse depth, or on the floor."""
+    rng = builder.rng
+    if rig.kind == "inward":
+        size = loguniform(rng, 0.12, 0.55)
+        radius, angle = (1 - 0.6 * size) * math.sqrt(rng.random()), rng.uniform(0, 2 * math.pi)
+        y = floor - 0.6 * size if rng.random() < 0.6 else rng.uniform(-0.6, floor)
+        return np.array([radius * math.cos(angle), y, radius * math.sin(angle)]), size
+    inverse = rng.uniform(1 / (0.9 * rig.far), 1 / 1.15)
+    z = 1 / inverse
+    spread = loguniform(rng, 0.07, 0.4 - 0.15 * complexity)
+    size = max(spread * z * rig.tan_x * 1.4, 0.02)
+    z = max(z, 1.0 + 1.3 * size)
+    x = z * rig.tan_x * rng.uniform(-1.1, 1.1)
+    y = z * rig.tan_y * rng.uniform(-1.1, 1.1)
+    if rng.random() < 0.4 or y > floor:
+        y = floor - 0.7 * size
+    return np.array([x, y, z]), size
+
+
+def add_ground(builder: SceneBuilder, rig: Rig, floor: float) -> None:
+    """A height field on the floor: earth, snow, rubble."""
+    rng = builder.rng
+    if rig.kind == "inward":
+        reach, middle = rng.uniform(1.0, 1.6), np.zeros(3)
+    else:
+        reach = rng.uniform(0.4, 0.9) * rig.far
+        middle = np.array([0.0, 0.0, 1.0 + reach])
+    tall = rng.uniform(0.03, 0.12) * reach
+    up = np.array([[1.0, 0, 0], [0, 0, -1.0], [0, 1.0, 0]])
+    material = builder.material(
+        rng.choice(["noise", "rust", "cell", "speckle", "collage"]), loguniform(rng, 0.5, 2.5) / reach
+    )
+    builder.add_relief(middle + np.array([0, floor, 0]), up, (reach, reach, tall), rng.randrange(3), material)
+
+
+def add_lights(rig: Rig, builder: SceneBuilder, shadow_size: int) -> tuple[list[Light], list[Pinhole]]:
+    """One to three lights; each sees the whole scene with a camera of its own."""
+    rng = builder.rng
+    middles, radii = builder.bounding_spheres()
+    focus = np.median(middles, axis=0) if rig.kind == "forward" else np.zeros(3)
+    reach = float(np.quantile(np.linalg.norm(middles - focus, axis=1) + radii, 0.9))
+    lights, cameras = [], []
+    count = rng.choice([1, 1, 2, 2, 3])
+    for i in range(count):
+        # Mostly from above and from the cameras' side.
+        direction = np.array([rng.gauss(0, 0.8), -abs(rng.gauss(1.0, 0.5)), rng.gauss(-0.5, 0.7)])
+        direction /= np.linalg.norm(direction)
+        distance = reach * rng.choice([rng.uniform(1.3, 2.0), rng.uniform(3, 10)])
+        position = focus + direction * distance
+        warm = rng.gauss(0, 0.15)
+        strength = (1.0 if i == 0 else rng.uniform(0.2, 0.7)) * rng.uniform(0.6, 1.6)
+        colour = strength * np.array([math.exp(warm), 1.0, math.exp(-warm)])
+        tensor = torch.tensor(position, dtype=torch.float32)
+        lights.append(Light(tensor, torch.tensor(colour, dtype=torch.float32), distance, None))
+        tangent = min(reach / math.sqrt(max(distance**2 - reach**2, 1e-6)), 1.6)
+        focal = 0.5 * shadow_size / tangent
+        K = torch.tensor([[focal, 0, shadow_size / 2], [0, focal, shadow_size / 2], [0, 0, 1]])
+        c2w = look_at(position, focus + 1e-3, rng.uniform(0, 6))
+        cameras.append(Pinhole(c2w, K, (shadow_size, shadow_size)))
+    return lights, cameras
+
+
+def draw_world(rig: Rig, complexity: float, rng: random.Random, generator: torch.Generator) -> World:
+    """A random scene for the rig; ``complexity`` in [0, 1]."""
+    families = choose_families(complexity, rng)
+    builder = SceneBuilder(families, rng, complexity)
+    outdoors = rng.random() < 0.5
+    floor = add_enclosure(builder, rig, outdoors)
+    if rng.random() < 0.15 + 0.35 * complexity:
+        add_ground(builder, rig, floor)
+    budget = round(6 + 20 * complexity + 130 * complexity**2)
+    weights = {f: (1 - complexity) * SIMPLE_OBJECTS.get(f, 0.0) + complexity * w for f, w in OBJECTS.items()}
+    # A scene favours a few kinds of objects: a thicket, a museum, a workshop.
+    if rng.random() < 0.6:
+        weights = {f: w * math.exp(rng.gauss(0, 1.4)) for f, w in weights.items()}
+    if rng.random() < 0.6:
+        z = rng.uniform(1.4, 2.6) if rig.kind == "forward" else 0.0
+        size = 0.3 * z * rig.tan_x * rng.uniform(0.7, 1.3) if rig.kind == "forward" else rng.uniform(0.4, 0.7)
+        z = max(z, 1 + 1.3 * size) if rig.kind == "forward" else z
+        center = np.array([rng.gauss(0, 0.25) * size, floor - size if rig.kind == "inward" else 0.0, z])
+        main = rng.choices(list(weights), list(weights.values()))[0]
+        main(builder, center, size)
+    made = 0
+    while len(builder) < budget and made < 80:
+        place, size = object_place(builder, rig, floor, complexity)
+        rng.choices(list(weights), list(weights.values()))[0](builder, place, size)
+        made += 1
+    lights, shadow_cameras = add_lights(rig, builder, 320)
+    primitives, materials = builder.build()
+    base = rng.uniform(0.15, 0.6)
+    ambient = torch.tensor([[base * math.exp(rng.gauss(0, 0.08)) for _ in range(3)] for _ in range(4)])
+    ambient[1:] *= torch.tensor([rng.gauss(0, 0.2), rng.uniform(-0.6, 0.0), rng.gauss(-0.15, 0.2)])[:, None]
+    appearance = Appearance(
+        build_atlas(texture_bank(families, TEXTURE_SIZE, rng, generator)),
+        materials,
+        tuple(lights),
+        ambient,
+        relief_bank(3, MAP_SIZE, rng, generator),
+    )
+    return World(primitives, appearance, outline_bank(MAP_SIZE, rng, generator), tuple(shadow_cameras))
