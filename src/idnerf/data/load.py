@@ -1,0 +1,200 @@
+"""Recognise the format of a folder and read it as a ``Scene``."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from idnerf.data import blender, colmap, dtu, llff, transforms
+from idnerf.data.bounds import bounds_from_depths, bounds_from_images
+from idnerf.data.image_io import list_images
+from idnerf.data.photo import PosedPhoto, matched_to_file
+from idnerf.data.scene import Scene
+from idnerf.errors import InputError
+from idnerf.types import Cameras
+
+LOOKED_FOR = (
+    "poses_bounds.npy (LLFF), transforms.json (nerfstudio, instant-ngp), transforms_train.json (Blender), "
+    "sparse/0/cameras.bin or .txt (COLMAP), Cameras/train with Rectified (DTU)"
+)
+
+
+@dataclass(frozen=True)
+class SceneSpec:
+    """Where one scene is; ``load_scene`` takes it like a path."""
+
+    path: Path
+    scan: str | None = None
+    light: int = 3
+
+    @property
+    def name(self) -> str:
+        return self.scan or _name(self.path)
+
+
+def load_scene(
+    path: str | Path | SceneSpec,
+    *,
+    size: tuple[int, int] | None = None,
+    scan: str | None = None,
+    light: int = 3,
+) -> Scene:
+    """Read a scene; its format is recognised (docs/data.md).
+
+    Pictures are not decoded yet, except small ones of a scene whose format gives no depth range.
+
+    Args:
+        path: a scene folder, its ``transforms*.json``, or an entry of ``find_scenes``.
+        size: (width, height) to work at; None keeps the size of the pictures.
+        scan: which scan of a DTU root ("scan24" or "24"); the only one by default.
+        light: which light of DTU, 0 to 6.
+
+    Raises:
+        InputError: not a scene (names what was looked for), or a broken one (names the file and what is
+            wrong).
+    """
+    if isinstance(path, SceneSpec):
+        path, scan, light = path.path, scan or path.scan, path.light
+    root = Path(path).expanduser()
+    if size is not None and min(size) < 1:
+        raise InputError(f"size {size[0]}x{size[1]}: width and height must be at least 1 pixel")
+    scene_format = recognise(root)
+    if scene_format is None:
+        raise InputError(_not_a_scene(root))
+    if scan is not None and scene_format != "dtu":
+        raise InputError(
+            f"scan {scan} was asked for, but {root} is a {scene_format} scene; only DTU roots have scans"
+        )
+    view_ids: Sequence[int] | None = None
+    name = _name(root)
+    if scene_format == "llff":
+        photos = llff.read_llff(root, size)
+    elif scene_format == "transforms":
+        file = root if root.is_file() else root / transforms.TRANSFORMS_FILE
+        scene_format, photos = transforms.read_transforms(file)
+    elif scene_format == "blender":
+        photos = blender.read_blender(root if root.is_file() else root / blender.BLENDER_FILE)
+    elif scene_format == "colmap":
+        photos = colmap.read_colmap(root, size)
+    else:
+        name = dtu.choose_scan(root, scan)
+        view_ids, photos = dtu.read_dtu(root, name, light)
+    return _assemble(name, scene_format, root.parent if root.is_file() else root, photos, view_ids, size)
+
+
+def recognise(path: Path) -> str | None:
+    """ "llff", "transforms", "blender", "colmap", "dtu", or None. What gives a depth range is looked for
+    first."""
+    if path.is_file() and path.suffix == ".json":
+        return "transforms" if path.name == transforms.TRANSFORMS_FILE else "blender"
+    if (path / llff.POSES_FILE).is_file():
+        return "llff"
+    if (path / transforms.TRANSFORMS_FILE).is_file():
+        return "transforms"
+    if (path / blender.BLENDER_FILE).is_file():
+        return "blender"
+    if colmap.model_folder(path) is not None:
+        return "colmap"
+    if (path / "Cameras" / "train").is_dir() and (path / "Rectified").is_dir():
+        return "dtu"
+    return None
+
+
+def find_scenes(path: str | Path, *, scan: str | None = None, light: int = 3) -> list[SceneSpec]:
+    """A scene gives itself; a DTU root its scans (or the one named); any other folder the scenes up to two
+    levels below it, in the order of their names.
+
+    Raises:
+        InputError: no scene there.
+    """
+    root = Path(path).expanduser()
+    found = _scenes_below(root, scan, light, levels=2)
+    if not found:
+        raise InputError(_not_a_scene(root))
+    return found
+
+
+def _scenes_below(root: Path, scan: str | None, light: int, levels: int) -> list[SceneSpec]:
+    scene_format = recognise(root)
+    if scene_format == "dtu":
+        names = dtu.scans(root) if scan is None else [dtu.choose_scan(root, scan)]
+        return [SceneSpec(root, name, light) for name in names]
+    if scene_format is not None:
+        return [SceneSpec(root)]
+    if levels == 0 or not root.is_dir():
+        return []
+    children = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return [spec for child in children for spec in _scenes_below(child, scan, light, levels - 1)]
+
+
+def _name(root: Path) -> str:
+    return (root.parent if root.is_file() else root).resolve().name
+
+
+def _not_a_scene(root: Path) -> str:
+    if not root.exists():
+        return f"{root} does not exist; expected a scene folder"
+    if not root.is_dir():
+        return f"{root} is a file; expected a scene folder, with {LOOKED_FOR}"
+    below = _scenes_below(root, None, 3, levels=2)
+    if below:
+        names = ", ".join(str(spec.path.relative_to(root)) for spec in below[:4])
+        more = ", ..." if len(below) > 4 else ""
+        return f"{root} is no scene but holds some: name one of them ({names}{more})"
+    if (root / "Cameras" / "train").is_dir() or (root / "Rectified").is_dir():
+        lacking = "Rectified" if (root / "Cameras" / "train").is_dir() else "Cameras/train"
+        return f"{root} looks like DTU but has no {lacking}"
+    pictures = len(list_images(root)) or len(list_images(root / "images"))
+    hint = f"; it has {pictures} pictures without poses: make them with 'idnerf poses'" if pictures else ""
+    return f"{root} is no scene: found none of {LOOKED_FOR}{hint}"
+
+
+def _assemble(
+    name: str,
+    scene_format: str,
+    root: Path,
+    photos: Sequence[PosedPhoto],
+    view_ids: Sequence[int] | None,
+    size: tuple[int, int] | None,
+) -> Scene:
+    if len(photos) < 2:
+        raise InputError(f"{root} has {len(photos)} posed photo; expected at least 2")
+    photos = matched_to_file(photos)
+    cameras = Cameras(
+        c2w=torch.from_numpy(np.stack([photo.c2w for photo in photos])).float(),
+        K=torch.stack([photo.pinhole_K for photo in photos]).float(),
+        size=photos[0].size,
+        near=torch.tensor([math.nan if photo.near is None else photo.near for photo in photos]),
+        far=torch.tensor([math.nan if photo.far is None else photo.far for photo in photos]),
+    )
+    scene = Scene(
+        name=name,
+        format=scene_format,
+        root=root,
+        cameras=cameras,
+        image_names=tuple(photo.path.name for photo in photos),
+        view_ids=tuple(range(len(photos)) if view_ids is None else view_ids),
+        photos=tuple(replace(photo, observed_depths=None) for photo in photos),
+    )
+    if cameras.near.isnan().any():
+        scene = replace(scene, cameras=_with_inferred_bounds(scene, photos))
+    return scene if size is None else scene.resized(size)
+
+
+def _with_inferred_bounds(scene: Scene, photos: Sequence[PosedPhoto]) -> Cameras:
+    """Depth ranges for the cameras that lack one: from the format's 3D points, else from the pictures."""
+    cameras = scene.cameras
+    inferred = bounds_from_depths([photo.observed_depths for photo in photos])
+    if inferred is None:
+
+        def read(index: int, size: tuple[int, int]) -> torch.Tensor:
+            return scene.photos[index].read_thumbnail(scene.resized(size).cameras.K[index], size)
+
+        inferred = bounds_from_images(cameras, read)
+    lacking = cameras.near.isnan()
+    return cameras.with_bounds(
+        torch.where(lacking, inferred[0], cameras.near), torch.where(lacking, inferred[1], cameras.far)
+    )
