@@ -1,0 +1,237 @@
+"""The ``paper`` configuration: MatchNeRF's computation, many samples on every ray, colours regressed.
+
+Views(source) -> encode -> PaperFeatures                                     once per set of source views
+PaperFeatures, Cameras(target), pixels -> render_pixels -> PixelOutput       per chunk of rays
+    rays -> samples -> reprojection -> matching cue, colours, visibility -> radiance field -> compositing
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from idnerf.errors import InputError
+from idnerf.geometry.cameras import invert_rigid
+from idnerf.geometry.rays import pixel_centers, rays_at_pixels
+from idnerf.models.behaviour import Behaviour, PublishedBehaviour
+from idnerf.models.gmflow import GMFlowEncoder, PairMaps, view_pairs
+from idnerf.models.matching import lookup_colours, matching_cue, reproject
+from idnerf.models.radiance_field import RadianceField
+from idnerf.models.view_aggregation import ConcatenatedViews, SymmetricViews, ray_turns
+from idnerf.rendering.compositing import alphas_without_intervals, composite, compositing_weights
+from idnerf.types import Cameras, RenderOutput, Views
+
+LOOKUPS_PER_CHUNK = 6 * 8192
+"""Feature lookups of one scale made at once when rendering images: 8,192 points for the 6 maps of 3 views."""
+
+
+@dataclass(frozen=True)
+class PaperConfig:
+    """Numbers of the ``paper`` configuration; the defaults are MatchNeRF's."""
+
+    samples_per_ray: int = 128
+    """Samples on every ray, between near and far of the target camera."""
+    channels: int = 128
+    """Width of the feature maps."""
+    transformer_layers: int = 6
+    """Cross-view transformer blocks of the encoder."""
+    attention_splits: int = 2
+    """Windows per side of the 1/8 map in the encoder's attention."""
+    groups: tuple[int, int] = (2, 8)
+    """Groups of channels in the similarity of the 1/8 and of the 1/4 maps."""
+    hidden: int = 128
+    """Width of the radiance field."""
+    field_layers: int = 6
+    """Layers of the radiance field."""
+    field_skip: int = 4
+    """The position comes in again after the layer of this index."""
+    frequencies: int = 10
+    """Octaves of the position encoding."""
+    ray_width: int = 16
+    """Width of the ray transformer."""
+    ray_heads: int = 4
+    """Heads of the ray transformer."""
+    view_aggregation: Literal["symmetric", "concatenate"] = "symmetric"
+    """How the views' colours are joined: any number of views in any order, or MatchNeRF's fixed layout."""
+    num_views: int = 3
+    """Number of source views of the fixed layout; only read with ``view_aggregation=concatenate``."""
+    published_behaviour: bool = False
+    """Follow the conventions the released weights were trained with instead of ours (docs/matchnerf.md)."""
+
+    def __post_init__(self) -> None:
+        for name in ("samples_per_ray", "transformer_layers", "attention_splits", "frequencies"):
+            if getattr(self, name) < 1:
+                raise InputError(
+                    f"{name}: expected 1 or more, got {getattr(self, name)}; give a larger number."
+                )
+        if self.num_views < 2:
+            raise InputError(
+                f"num_views: expected 2 or more, got {self.num_views}; matching needs two views."
+            )
+        if self.published_behaviour and self.view_aggregation != "concatenate":
+            raise InputError(
+                f"published_behaviour: expected view_aggregation=concatenate, got {self.view_aggregation}; "
+                "only the published layout has published weights."
+            )
+        if self.channels % 4 or any(count < 1 or self.channels % count for count in self.groups):
+            raise InputError(
+                f"groups: expected divisors of channels={self.channels} (a multiple of 4), "
+                f"got {self.groups}; change either."
+            )
+        if not 0 <= self.field_skip < self.field_layers - 1:
+            raise InputError(
+                f"field_skip: expected 0 to {self.field_layers - 2} with field_layers={self.field_layers}, "
+                f"got {self.field_skip}; change either."
+            )
+        if self.ray_width % self.ray_heads:
+            raise InputError(
+                f"ray_heads: expected a divisor of ray_width={self.ray_width}, "
+                f"got {self.ray_heads}; change either."
+            )
+
+
+@dataclass(frozen=True)
+class PaperFeatures:
+    """What is known of a set of source views.
+
+    Attributes:
+        maps: feature maps of every pair of views.
+        images: source images, channels last.
+        cameras: [batch view] source cameras, as the weights see them.
+    """
+
+    maps: PairMaps
+    images: Float[Tensor, "batch view height width 3"]
+    cameras: Cameras
+
+
+@dataclass(frozen=True)
+class PixelOutput:
+    """Rendered rays: colour in [0, 1], expected depth (z), opacity in [0, 1]."""
+
+    rgb: Float[Tensor, "batch ray 3"]
+    depth: Float[Tensor, "batch ray"]
+    opacity: Float[Tensor, "batch ray"]
+
+
+class PaperModel(nn.Module):
+    """MatchNeRF for any number of source views from 2 up, any batch and any image size."""
+
+    def __init__(self, config: PaperConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.behaviour: Behaviour = PublishedBehaviour() if config.published_behaviour else Behaviour()
+        self.encoder = GMFlowEncoder(config.channels, config.transformer_layers, config.attention_splits)
+        self.aggregation = (
+            SymmetricViews()
+            if config.view_aggregation == "symmetric"
+            else ConcatenatedViews(config.num_views)
+        )
+        self.field = RadianceField(
+            sum(config.groups) + self.aggregation.width,
+            hidden=config.hidden,
+            layers=config.field_layers,
+            skip=config.field_skip,
+            frequencies=config.frequencies,
+            ray_width=config.ray_width,
+            ray_heads=config.ray_heads,
+        )
+
+    def encode(self, source: Views) -> PaperFeatures:
+        """Features of source views [batch view], once per set of views.
+
+        Raises:
+            InputError: fewer than 2 views, or another number than the weights' fixed layout has.
+        """
+        views = source.cameras.shape[1]
+        if views < 2:
+            raise InputError(
+                f"source views: expected 2 or more, got {views}; matching needs a pair of views."
+            )
+        if self.config.view_aggregation == "concatenate" and views != self.config.num_views:
+            raise InputError(
+                f"source views: these weights expect {self.config.num_views}, got {views}; "
+                f"give {self.config.num_views} views, or weights with symmetric view aggregation."
+            )
+        return PaperFeatures(
+            self.encoder(source.images),
+            source.images.permute(0, 1, 3, 4, 2).contiguous(),
+            self.behaviour.cameras(source.cameras),
+        )
+
+    def infer_latent(self, source: Views, target: Cameras) -> None:
+        """MatchNeRF has no target-view latent."""
+        return None
+
+    def render_pixels(
+        self,
+        features: PaperFeatures,
+        target: Cameras,
+        pixels: Float[Tensor, "batch ray 2"],
+        *,
+        generator: torch.Generator | None = None,
+    ) -> PixelOutput:
+        """Render the rays through ``pixels`` (centres at +0.5) of each [batch] target camera; differentiable.
+
+        Memory grows with rays x samples x pairs of views. ``generator`` given: samples are drawn at random in
+        their bins, as in training.
+        """
+        target = self.behaviour.cameras(target)
+        rays = rays_at_pixels(target, pixels)
+        count = self.config.samples_per_ray
+        depths = self.behaviour.sample_depths(target, pixels.shape[1], count, generator)
+        points = (
+            rays.origins[:, :, None] + rays.directions[:, :, None] * (depths / rays.cos[..., None])[..., None]
+        )
+        colours, raw = self._query_field(features, target, points, rays.directions)
+        weights = compositing_weights(alphas_without_intervals(self.behaviour.sigmas(raw)))
+        return PixelOutput(
+            composite(weights, colours), self.behaviour.expected_depth(weights, depths), weights.sum(-1)
+        )
+
+    def render_tile(self, features: PaperFeatures, target: Cameras) -> RenderOutput:
+        """Render all pixels of [batch] (cropped) target cameras, in chunks of rays of bounded memory."""
+        batch, views = features.cameras.shape
+        pixels = pixel_centers(target.size, target.device).reshape(1, -1, 2).expand(batch, -1, -1)
+        lookups = batch * 2 * len(view_pairs(views)) * self.config.samples_per_ray
+        chunks = pixels.split(max(1, LOOKUPS_PER_CHUNK // lookups), dim=1)
+        parts = [self.render_pixels(features, target, chunk) for chunk in chunks]
+        image = (target.height, target.width)
+        return RenderOutput(
+            torch.cat([part.rgb for part in parts], 1).transpose(1, 2).unflatten(-1, image),
+            torch.cat([part.depth for part in parts], 1).unflatten(-1, image),
+            torch.cat([part.opacity for part in parts], 1).unflatten(-1, image),
+        )
+
+    def _query_field(
+        self,
+        features: PaperFeatures,
+        target: Cameras,
+        points: Float[Tensor, "batch ray sample 3"],
+        directions: Float[Tensor, "batch ray 3"],
+    ) -> tuple[Float[Tensor, "batch ray sample 3"], Float[Tensor, "batch ray sample"]]:
+        """Colours and raw densities at the samples of rays with unit directions in the world."""
+        batch, rays, samples, _ = points.shape
+        flat = points.flatten(1, 2)
+        reprojection = reproject(flat, features.cameras, self.behaviour)
+        rotation = invert_rigid(target.c2w)[:, :3, :3]
+        along = directions[:, :, None].expand_as(points).flatten(1, 2)
+        of_views = self.aggregation(
+            lookup_colours(features.images, reprojection.pixels),
+            reprojection.visible,
+            ray_turns(flat, features.cameras.centers, along, rotation),
+        )
+        cue = matching_cue(features.maps, reprojection, self.config.groups, self.behaviour)
+        # Views in any order need a frame free of the order; MatchNeRF's is the first source's.
+        frame = target if self.config.view_aggregation == "symmetric" else features.cameras[:, 0]
+        positions = self.behaviour.frame_coordinates(flat, frame)
+        seen_by = reprojection.visible.sum(1).float().reshape(batch * rays, samples)
+        colours, raw = self.field(
+            positions.reshape(batch * rays, samples, 3),
+            (directions @ frame.c2w[:, :3, :3]).flatten(0, 1),
+            torch.cat([cue, of_views], -1).reshape(batch * rays, samples, -1),
+            *self.behaviour.attention_masks(seen_by),
+        )
+        return colours.unflatten(0, (batch, rays)), raw.unflatten(0, (batch, rays))

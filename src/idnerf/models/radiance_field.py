@@ -1,0 +1,89 @@
+"""Conditioned radiance field: position, direction and a condition vector to colour and density.
+
+NeRF's network (arXiv 2003.08934) with MVSNeRF's multiplicative conditioning (arXiv 2103.15595), density
+through a ray transformer, as in MatchNeRF (arXiv 2304.12294, section 3.3).
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from idnerf.models.ray_transformer import RayTransformer
+
+
+def fourier_features(positions: Float[Tensor, "*batch 3"], frequencies: int) -> Float[Tensor, "*batch width"]:
+    """[x, sin(2^0 x), ..., sin(2^(L-1) x), cos(2^0 x), ...]: width 3 + 6 L, without NeRF's factor pi."""
+    scales = 2.0 ** torch.arange(frequencies, device=positions.device)
+    angles = (positions[..., None, :] * scales[:, None]).flatten(-2)
+    return torch.cat([positions, angles.sin(), angles.cos()], -1)
+
+
+class RadianceField(nn.Module):
+    """Six layers by default, each multiplied by the projected condition; the position comes in again once.
+
+    Args:
+        condition_width: numbers that describe a point (matching cue, colours, ...).
+        hidden: width of the layers.
+        layers: number of layers.
+        skip: the encoded position is concatenated again after the layer of this index.
+        frequencies: L of the position encoding.
+        ray_width, ray_heads: of the ray transformer.
+    """
+
+    def __init__(
+        self,
+        condition_width: int,
+        hidden: int = 128,
+        layers: int = 6,
+        skip: int = 4,
+        frequencies: int = 10,
+        ray_width: int = 16,
+        ray_heads: int = 4,
+    ) -> None:
+        super().__init__()
+        self.skip, self.frequencies = skip, frequencies
+        encoded = 3 + 6 * frequencies
+        widths = [encoded] + [hidden + encoded * (index == skip) for index in range(layers - 1)]
+        self.layers = nn.ModuleList([nn.Linear(width, hidden) for width in widths])
+        self.condition = nn.Linear(condition_width, hidden)
+        self.to_ray = nn.Linear(hidden, ray_width)
+        self.ray_transformer = RayTransformer(ray_width, ray_heads)
+        self.density = nn.Sequential(nn.Linear(ray_width, ray_width), nn.ReLU(), nn.Linear(ray_width, 1))
+        self.feature = nn.Linear(hidden, hidden)
+        self.directional = nn.Linear(hidden + 3, hidden // 2)
+        self.colour = nn.Linear(hidden // 2, 3)
+        for linear in (*self.layers, self.to_ray, self.feature, self.directional, self.colour):
+            assert isinstance(linear, nn.Linear)
+            nn.init.kaiming_normal_(linear.weight)
+            nn.init.zeros_(linear.bias)
+        # Around 1, so that six multiplications neither shrink nor blow up the signal at the start.
+        nn.init.ones_(self.condition.bias)
+
+    def forward(
+        self,
+        positions: Float[Tensor, "ray sample 3"],
+        directions: Float[Tensor, "ray 3"],
+        condition: Float[Tensor, "ray sample condition"],
+        asking: Bool[Tensor, "ray sample"] | None = None,
+        answering: Bool[Tensor, "ray sample"] | None = None,
+    ) -> tuple[Float[Tensor, "ray sample 3"], Float[Tensor, "ray sample"]]:
+        """Colours in [0, 1] and raw densities (any sign; the caller's behaviour makes them positive).
+
+        Args:
+            positions: in the frame of a camera, about 1 in size.
+            directions: unit directions of the rays in the same frame.
+            asking, answering: see ``RayTransformer``.
+        """
+        encoded = fourier_features(positions, self.frequencies)
+        scale = self.condition(condition)
+        hidden = encoded
+        for index, layer in enumerate(self.layers):
+            hidden = F.relu(layer(hidden) * scale)
+            if index == self.skip:
+                hidden = torch.cat([encoded, hidden], -1)
+        tokens = self.ray_transformer(F.relu(self.to_ray(hidden)), asking, answering)
+        raw_density = self.density(tokens)[..., 0]
+        along = directions[:, None].expand(-1, positions.shape[1], -1)
+        colour = F.relu(self.directional(torch.cat([self.feature(hidden), along], -1)))
+        return torch.sigmoid(self.colour(colour)), raw_density
