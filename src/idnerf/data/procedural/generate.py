@@ -1,10 +1,10 @@
 """From a seed to a rendered scene."""
 
+import math
 import random
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -21,39 +21,49 @@ from idnerf.data.procedural.raster import (
     select,
 )
 from idnerf.data.procedural.rigs import draw_rig, loguniform
-from idnerf.data.procedural.shading import Appearance, Light, ShadowMap, shade
+from idnerf.data.procedural.shading import ShadowMap, shade
 from idnerf.types import Cameras, Views
 
 
 def to_device(world: World, device: torch.device | str) -> World:
-    """The world's tables on another device (they are always drawn on the CPU, so scenes do not depend on it)."""
+    """The world's tables on another device (they are always drawn on the CPU: scenes do not depend on it)."""
     look = world.appearance
     lights = tuple(
         replace(x, position=x.position.to(device), colour=x.colour.to(device)) for x in look.lights
     )
-    appearance = Appearance(
-        look.atlas.to(device),
-        look.materials.to(device),
-        lights,
-        look.ambient.to(device),
-        look.reliefs.to(device),
+    appearance = replace(
+        look,
+        atlas=look.atlas.to(device),
+        materials=look.materials.to(device),
+        lights=lights,
+        ambient=look.ambient.to(device),
+        reliefs=look.reliefs.to(device),
     )
-    cameras = tuple(Pinhole(c.c2w.to(device), c.K.to(device), c.size) for c in world.shadow_cameras)
-    return World(world.primitives.to(device), appearance, world.outlines.to(device), cameras)
+    shadow = tuple(move_camera(c, device) for c in world.shadow_cameras)
+    sky = tuple(move_camera(c, device) for c in world.sky_cameras)
+    return World(world.primitives.to(device), appearance, world.outlines.to(device), shadow, sky)
+
+
+def move_camera(camera: Pinhole, device: torch.device | str) -> Pinhole:
+    return Pinhole(camera.c2w.to(device), camera.K.to(device), camera.size)
 
 
 def cast_shadows(world: World) -> World:
-    """Render the depth maps of the lights (the enclosure casts no shadow)."""
-    primitives = without_room(world)
-    lights: list[Light] = []
-    for light, camera in zip(world.appearance.lights, world.shadow_cameras, strict=True):
-        frames = canonical_frames(primitives, camera)
-        candidates = find_candidates(primitives, camera)
-        depth, _ = first_hits(
-            primitives, frames, candidates, camera.size, (0.5, 0.5), world.outlines, world.appearance.reliefs
-        )
-        lights.append(replace(light, shadow=ShadowMap(camera, depth.reshape(camera.size[1], camera.size[0]))))
-    return replace(world, appearance=replace(world.appearance, lights=tuple(lights)))
+    """Render the depth maps of the lights and of the sky (the enclosure casts no shadow)."""
+    inside = replace(world, primitives=without_room(world))
+    maps = [shadow_map(inside, camera) for camera in world.shadow_cameras]
+    lights = tuple(replace(x, shadow=m) for x, m in zip(world.appearance.lights, maps, strict=True))
+    sky = tuple(shadow_map(inside, camera) for camera in world.sky_cameras)
+    return replace(world, appearance=replace(world.appearance, lights=lights, sky=sky))
+
+
+def shadow_map(world: World, camera: Pinhole) -> ShadowMap:
+    """Depth of the first surface that each pixel of a light's camera sees."""
+    frames = canonical_frames(world.primitives, camera)
+    candidates = find_candidates(world.primitives, camera)
+    maps = (world.outlines, world.appearance.reliefs)
+    depth, _ = first_hits(world.primitives, frames, candidates, camera.size, (0.5, 0.5), *maps)
+    return ShadowMap(camera, depth.reshape(camera.size[1], camera.size[0]))
 
 
 def without_room(world: World):
@@ -136,8 +146,9 @@ def develop(
 ) -> Float[Tensor, "view 3 height width"]:
     """Expose all views alike (mid grey of the scene at a random level) and encode for display (gamma 2.2)."""
     luminance = images.mean(1).flatten()
-    middle = luminance[:: max(len(luminance) // 20000, 1)].median().clamp_min(1e-4)
-    gain = loguniform(rng, 0.09, 0.28) / middle
+    luminance = luminance[:: max(len(luminance) // 20000, 1)].sort().values
+    middle, bright = float(luminance[len(luminance) // 2]), float(luminance[int(0.97 * len(luminance))])
+    gain = min(loguniform(rng, 0.07, 0.26) / max(middle, 1e-4), rng.uniform(0.6, 1.1) / max(bright, 1e-4))
     exposed = images * gain
     # A shoulder above 0.8 keeps bright regions from clipping hard.
     rolled = torch.where(exposed > 0.6, 0.6 + 0.4 * torch.tanh((exposed - 0.6) / 0.4), exposed)
@@ -158,14 +169,21 @@ def photograph(
     images = images * (exposure * balance).to(images.device)
     sigma = strength * rng.uniform(0.0, 0.6)
     if sigma > 0.15:
-        taps = torch.exp(-0.5 * (torch.tensor([-1.0, 0.0, 1.0]) / sigma) ** 2).to(images.device)
-        taps = taps / taps.sum()
-        flat = images.reshape(-1, 1, *images.shape[2:])
-        flat = F.conv2d(F.pad(flat, (1, 1, 0, 0), mode="replicate"), taps.reshape(1, 1, 1, 3))
-        flat = F.conv2d(F.pad(flat, (0, 0, 1, 1), mode="replicate"), taps.reshape(1, 1, 3, 1))
-        images = flat.reshape(images.shape)
+        images = blur(images, sigma)
     level = strength * loguniform(rng, 0.001, 0.012)
     return (images + level * torch.randn(images.shape, generator=generator).to(images.device)).clamp(0, 1)
+
+
+def blur(images: Float[Tensor, "view 3 height width"], sigma: float) -> Float[Tensor, "view 3 height width"]:
+    """Three-tap Gaussian blur; ``sigma`` in pixels, below about 0.8."""
+    side = math.exp(-0.5 / sigma**2)
+    for axis in (2, 3):
+        last = images.shape[axis] - 1
+        first_row, last_row = images.narrow(axis, 0, 1), images.narrow(axis, last, 1)
+        before = torch.cat([first_row, images.narrow(axis, 0, last)], axis)
+        after = torch.cat([images.narrow(axis, 1, last), last_row], axis)
+        images = (images + side * (before + after)) / (1 + 2 * side)
+    return images
 
 
 def depth_ranges(
@@ -191,10 +209,7 @@ def generate_scene(
     complexity = rng.uniform(*config.complexity)
     rig = draw_rig(config.rig, config.size, config.num_views, rng)
     world = cast_shadows(to_device(draw_world(rig, complexity, rng, generator), device))
-    rendered = [
-        render_view(world, Pinhole(c.c2w.to(device), c.K.to(device), c.size), config.supersample)
-        for c in rig.cameras
-    ]
+    rendered = [render_view(world, move_camera(c, device), config.supersample) for c in rig.cameras]
     images = develop(torch.stack([image for image, _ in rendered]), rng)
     if config.photo > 0:
         images = photograph(images, config.photo, rng, generator)

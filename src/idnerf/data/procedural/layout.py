@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 from idnerf.data.procedural.atlas import build_atlas
 from idnerf.data.procedural.builder import BOX, SceneBuilder
 from idnerf.data.procedural.masks import outline_bank, relief_bank
-from idnerf.data.procedural.objects import OBJECTS, SIMPLE_OBJECTS
+from idnerf.data.procedural.objects import SIMPLE_OBJECTS, THEMES
 from idnerf.data.procedural.primitives import Primitives
 from idnerf.data.procedural.raster import Pinhole
 from idnerf.data.procedural.rigs import Rig, loguniform, look_at
@@ -21,16 +22,23 @@ from idnerf.data.procedural.textures import FAMILIES, texture_bank
 
 TEXTURE_SIZE = 256
 MAP_SIZE = 128
+RELIEFS = 3
+SHADOW_SIZE = 320
+SKY_SIZE = 128
+
+Maker = Callable[[SceneBuilder, np.ndarray, float], None]
 
 
 @dataclass(frozen=True)
 class World:
-    """Everything that can be rendered. Lights have no shadow maps yet; ``shadow_cameras`` say how to make them."""
+    """Everything that can be rendered. Lights have no shadow maps yet; ``shadow_cameras`` and
+    ``sky_cameras`` say how to make them."""
 
     primitives: Primitives
     appearance: Appearance
     outlines: Float[Tensor, "outline size size"]
     shadow_cameras: tuple[Pinhole, ...]
+    sky_cameras: tuple[Pinhole, ...]
 
 
 def choose_families(complexity: float, rng: random.Random) -> list[str]:
@@ -93,23 +101,24 @@ def add_enclosure(builder: SceneBuilder, rig: Rig, outdoors: bool) -> float:
 
 
 def object_place(
-    builder: SceneBuilder, rig: Rig, floor: float, complexity: float
+    builder: SceneBuilder, rig: Rig, floor: float, sizes: tuple[float, float], grounded: float
 ) -> tuple[np.ndarray, float]:
-    """Where to put an object, and how large: even in the image and in inverse depth, or on the floor."""
+    """Where to put an object, and how large: even in the image and in inverse depth, or on the floor.
+
+    ``sizes``: range of its size as a share of the image's half width; ``grounded``: share that stands on the floor.
+    """
     rng = builder.rng
     if rig.kind == "inward":
         size = loguniform(rng, 0.12, 0.55)
         radius, angle = (1 - 0.6 * size) * math.sqrt(rng.random()), rng.uniform(0, 2 * math.pi)
-        y = floor - 0.6 * size if rng.random() < 0.6 else rng.uniform(-0.6, floor)
+        y = floor - 0.6 * size if rng.random() < 1.5 * grounded else rng.uniform(-0.6, floor)
         return np.array([radius * math.cos(angle), y, radius * math.sin(angle)]), size
-    inverse = rng.uniform(1 / (0.9 * rig.far), 1 / 1.15)
-    z = 1 / inverse
-    spread = loguniform(rng, 0.07, 0.4 - 0.15 * complexity)
-    size = max(spread * z * rig.tan_x * 1.4, 0.02)
+    z = 1 / rng.uniform(1 / (0.95 * rig.far), 1 / 1.15)
+    size = max(loguniform(rng, *sizes) * z * rig.tan_x, 0.02)
     z = max(z, 1.0 + 1.3 * size)
     x = z * rig.tan_x * rng.uniform(-1.1, 1.1)
     y = z * rig.tan_y * rng.uniform(-1.1, 1.1)
-    if rng.random() < 0.4 or y > floor:
+    if rng.random() < grounded or y > floor:
         y = floor - 0.7 * size
     return np.array([x, y, z]), size
 
@@ -127,71 +136,119 @@ def add_ground(builder: SceneBuilder, rig: Rig, floor: float) -> None:
     material = builder.material(
         rng.choice(["noise", "rust", "cell", "speckle", "collage"]), loguniform(rng, 0.5, 2.5) / reach
     )
-    builder.add_relief(middle + np.array([0, floor, 0]), up, (reach, reach, tall), rng.randrange(3), material)
+    builder.add_relief(
+        middle + np.array([0, floor, 0]), up, (reach, reach, tall), rng.randrange(RELIEFS), material
+    )
 
 
-def add_lights(rig: Rig, builder: SceneBuilder, shadow_size: int) -> tuple[list[Light], list[Pinhole]]:
-    """One to three lights; each sees the whole scene with a camera of its own."""
-    rng = builder.rng
-    middles, radii = builder.bounding_spheres()
-    focus = np.median(middles, axis=0) if rig.kind == "forward" else np.zeros(3)
-    reach = float(np.quantile(np.linalg.norm(middles - focus, axis=1) + radii, 0.9))
+def draw_lights(middle: np.ndarray, reach: float, rng: random.Random) -> tuple[list[Light], list[Pinhole]]:
+    """One to three lights, mostly from above and from the cameras' side, with cameras for their shadow maps."""
     lights, cameras = [], []
-    count = rng.choice([1, 1, 2, 2, 3])
-    for i in range(count):
-        # Mostly from above and from the cameras' side.
+    for i in range(rng.choice([1, 1, 2, 2, 3])):
         direction = np.array([rng.gauss(0, 0.8), -abs(rng.gauss(1.0, 0.5)), rng.gauss(-0.5, 0.7)])
         direction /= np.linalg.norm(direction)
         distance = reach * rng.choice([rng.uniform(1.3, 2.0), rng.uniform(3, 10)])
-        position = focus + direction * distance
+        position = middle + direction * distance
         warm = rng.gauss(0, 0.15)
-        strength = (1.0 if i == 0 else rng.uniform(0.2, 0.7)) * rng.uniform(0.6, 1.6)
+        strength = (1.0 if i == 0 else rng.uniform(0.2, 0.7)) * rng.uniform(0.6, 1.8)
         colour = strength * np.array([math.exp(warm), 1.0, math.exp(-warm)])
         tensor = torch.tensor(position, dtype=torch.float32)
         lights.append(Light(tensor, torch.tensor(colour, dtype=torch.float32), distance, None))
         tangent = min(reach / math.sqrt(max(distance**2 - reach**2, 1e-6)), 1.6)
-        focal = 0.5 * shadow_size / tangent
-        K = torch.tensor([[focal, 0, shadow_size / 2], [0, focal, shadow_size / 2], [0, 0, 1]])
-        c2w = look_at(position, focus + 1e-3, rng.uniform(0, 6))
-        cameras.append(Pinhole(c2w, K, (shadow_size, shadow_size)))
+        focal = 0.5 * SHADOW_SIZE / tangent
+        K = torch.tensor([[focal, 0, SHADOW_SIZE / 2], [0, focal, SHADOW_SIZE / 2], [0, 0, 1]])
+        c2w = look_at(position, middle + 1e-3, rng.uniform(0, 6))
+        cameras.append(Pinhole(c2w, K, (SHADOW_SIZE, SHADOW_SIZE)))
     return lights, cameras
+
+
+def sky_cameras(middle: np.ndarray, reach: float, rng: random.Random, count: int = 4) -> list[Pinhole]:
+    """Where to look at the scene from to see which points the ambient light reaches (ambient occlusion)."""
+    K = torch.tensor([[1.5 * SKY_SIZE, 0, SKY_SIZE / 2], [0, 1.5 * SKY_SIZE, SKY_SIZE / 2], [0, 0, 1]])
+    cameras = []
+    for i in range(count):
+        azimuth = 2 * math.pi * (i + rng.random()) / count
+        direction = np.array([math.cos(azimuth), -rng.uniform(0.4, 1.5), math.sin(azimuth) - 0.5])
+        direction /= np.linalg.norm(direction)
+        c2w = look_at(middle + 3.2 * reach * direction, middle, rng.uniform(0, 6))
+        cameras.append(Pinhole(c2w, K, (SKY_SIZE, SKY_SIZE)))
+    return cameras
+
+
+def scene_extent(builder: SceneBuilder, rig: Rig) -> tuple[np.ndarray, float]:
+    """Middle and radius of most of the primitives."""
+    middles, radii = builder.bounding_spheres()
+    focus = np.median(middles, axis=0) if rig.kind == "forward" else np.zeros(3)
+    return focus, float(np.quantile(np.linalg.norm(middles - focus, axis=1) + radii, 0.9))
+
+
+def fill(builder: SceneBuilder, rig: Rig, floor: float, complexity: float) -> None:
+    """Place objects until the budget of primitives is spent."""
+    rng = builder.rng
+    theme = rng.choices(list(THEMES), [1.2, 1.7, 1.0, 1.0, 0.7])[0]
+    weights = {
+        f: (1 - complexity) * SIMPLE_OBJECTS.get(f, 0.0) + complexity * THEMES[theme].get(f, 0.0)
+        for f in SIMPLE_OBJECTS | THEMES[theme]
+    }
+    # Even within a theme, a scene repeats a few kinds of objects.
+    weights = {f: w * math.exp(rng.gauss(0, 0.7)) for f, w in weights.items()}
+    makers, odds = list(weights), list(weights.values())
+    budget = round(6 + 60 * complexity + 90 * complexity**2)
+    sizes, grounded = (0.12, rng.uniform(0.3, 0.7)), 0.4
+    if theme == "thicket":
+        # Foliage fills the picture, floor or not.
+        budget, sizes, grounded = round(20 + 290 * complexity**0.7), (0.3, rng.uniform(0.6, 0.9)), 0.1
+    if rng.random() < 0.6:
+        place_main_object(builder, rig, floor, rng.choices(makers, odds)[0])
+    for _ in range(90):
+        if len(builder) >= budget:
+            break
+        place, size = object_place(builder, rig, floor, sizes, grounded)
+        rng.choices(makers, odds)[0](builder, place, size)
+
+
+def place_main_object(builder: SceneBuilder, rig: Rig, floor: float, maker: Maker) -> None:
+    """What the photos are of: large, near the middle, not far."""
+    rng = builder.rng
+    if rig.kind == "inward":
+        size = rng.uniform(0.4, 0.7)
+        maker(builder, np.array([rng.gauss(0, 0.1), floor - size, rng.gauss(0, 0.1)]), size)
+        return
+    z = rng.uniform(1.4, 2.6)
+    size = 0.35 * z * rig.tan_x * rng.uniform(0.7, 1.4)
+    z = max(z, 1 + 1.3 * size)
+    maker(builder, np.array([rng.gauss(0, 0.4) * size, rng.gauss(0, 0.2) * size, z]), size)
+
+
+def draw_ambient(rng: random.Random) -> Float[Tensor, "4 3"]:
+    """Constant and gradient of the ambient light; more of it from above."""
+    base = loguniform(rng, 0.12, 0.7)
+    tint = torch.tensor([math.exp(rng.gauss(0, 0.08)) for _ in range(3)])
+    gradient = torch.tensor([rng.gauss(0, 0.2), rng.uniform(-0.6, 0.0), rng.gauss(-0.15, 0.2)])
+    colour = base * tint * torch.tensor([[math.exp(rng.gauss(0, 0.08)) for _ in range(3)] for _ in range(4)])
+    return torch.cat([colour[:1], colour[1:] * gradient[:, None]])
 
 
 def draw_world(rig: Rig, complexity: float, rng: random.Random, generator: torch.Generator) -> World:
     """A random scene for the rig; ``complexity`` in [0, 1]."""
     families = choose_families(complexity, rng)
     builder = SceneBuilder(families, rng, complexity)
-    outdoors = rng.random() < 0.5
-    floor = add_enclosure(builder, rig, outdoors)
-    if rng.random() < 0.15 + 0.35 * complexity:
+    floor = add_enclosure(builder, rig, outdoors=rng.random() < 0.5)
+    if rng.random() < 0.15 + 0.25 * complexity:
         add_ground(builder, rig, floor)
-    budget = round(6 + 20 * complexity + 130 * complexity**2)
-    weights = {f: (1 - complexity) * SIMPLE_OBJECTS.get(f, 0.0) + complexity * w for f, w in OBJECTS.items()}
-    # A scene favours a few kinds of objects: a thicket, a museum, a workshop.
-    if rng.random() < 0.6:
-        weights = {f: w * math.exp(rng.gauss(0, 1.4)) for f, w in weights.items()}
-    if rng.random() < 0.6:
-        z = rng.uniform(1.4, 2.6) if rig.kind == "forward" else 0.0
-        size = 0.3 * z * rig.tan_x * rng.uniform(0.7, 1.3) if rig.kind == "forward" else rng.uniform(0.4, 0.7)
-        z = max(z, 1 + 1.3 * size) if rig.kind == "forward" else z
-        center = np.array([rng.gauss(0, 0.25) * size, floor - size if rig.kind == "inward" else 0.0, z])
-        main = rng.choices(list(weights), list(weights.values()))[0]
-        main(builder, center, size)
-    made = 0
-    while len(builder) < budget and made < 80:
-        place, size = object_place(builder, rig, floor, complexity)
-        rng.choices(list(weights), list(weights.values()))[0](builder, place, size)
-        made += 1
-    lights, shadow_cameras = add_lights(rig, builder, 320)
+    fill(builder, rig, floor, complexity)
+    middle, reach = scene_extent(builder, rig)
+    lights, shadow_cameras = draw_lights(middle, reach, rng)
     primitives, materials = builder.build()
-    base = rng.uniform(0.15, 0.6)
-    ambient = torch.tensor([[base * math.exp(rng.gauss(0, 0.08)) for _ in range(3)] for _ in range(4)])
-    ambient[1:] *= torch.tensor([rng.gauss(0, 0.2), rng.uniform(-0.6, 0.0), rng.gauss(-0.15, 0.2)])[:, None]
     appearance = Appearance(
         build_atlas(texture_bank(families, TEXTURE_SIZE, rng, generator)),
         materials,
         tuple(lights),
-        ambient,
-        relief_bank(3, MAP_SIZE, rng, generator),
+        draw_ambient(rng),
+        (),
+        relief_bank(RELIEFS, MAP_SIZE, rng, generator),
     )
-    return World(primitives, appearance, outline_bank(MAP_SIZE, rng, generator), tuple(shadow_cameras))
+    outlines = outline_bank(MAP_SIZE, rng, generator)
+    return World(
+        primitives, appearance, outlines, tuple(shadow_cameras), tuple(sky_cameras(middle, reach, rng))
+    )

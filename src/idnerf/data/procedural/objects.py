@@ -1,5 +1,6 @@
 """Objects made of several primitives: plants, bones, furniture, fences. World y points down."""
 
+import itertools
 import math
 import random
 
@@ -108,7 +109,7 @@ def add_curve(
     builder: SceneBuilder, points: list[np.ndarray], radius: float, taper: float, material: int, joints: bool
 ) -> None:
     """Rods along a curve, thinner towards the end; ``joints`` rounds the bends."""
-    for i, (a, b) in enumerate(zip(points[:-1], points[1:], strict=True)):
+    for i, (a, b) in enumerate(itertools.pairwise(points)):
         r = radius * (1 - taper * i / len(points))
         add_rod(builder, a, b, r, material)
         if joints:
@@ -136,7 +137,7 @@ def add_leaf(
         x = np.cross(y, np.array([1.0, 0.0, 0.3]))
     x /= np.linalg.norm(x)
     rotation = np.stack([x, y, np.cross(x, y)], 1)
-    width = length * {"leaf": rng.uniform(0.18, 0.45), "frond": rng.uniform(0.3, 0.6)}.get(
+    width = length * {"leaf": rng.uniform(0.2, 0.5), "frond": rng.uniform(0.3, 0.6)}.get(
         outline, rng.uniform(0.3, 0.8)
     )
     bend = (rng.gauss(0, 0.25), rng.gauss(-0.15, 0.25))
@@ -154,7 +155,7 @@ def add_plant(builder: SceneBuilder, center: np.ndarray, size: float) -> None:
         base = center - UP * size * 0.7 + gauss3(rng, 0.15 * size)
         points = curve_points(rng, base, heading, size * rng.uniform(1.0, 1.6), 3, 0.5)
         add_curve(builder, points, size * rng.uniform(0.015, 0.04), 0.6, stem, joints=False)
-        for k in range(rng.randint(4, 10)):
+        for k in range(rng.randint(6, 12)):
             t = rng.uniform(0.3, 3.0)
             anchor = points[int(min(t, 2.99))] * (1 - t % 1) + points[int(min(t, 2.99)) + 1] * (t % 1)
             angle = 2.4 * k + rng.gauss(0, 0.3)
@@ -323,23 +324,136 @@ def add_litter(builder: SceneBuilder, center: np.ndarray, size: float) -> None:
         add_leaf(builder, base, heading, length, outline, rng.choice(materials))
 
 
-OBJECTS = {
-    add_solid: 1.2,
-    add_hollow: 1.2,
-    add_relief_object: 0.5,
-    add_wire: 0.6,
-    add_plant: 1.5,
-    add_rosette: 1.2,
-    add_flower: 0.8,
-    add_skeleton: 0.5,
-    add_fence: 0.6,
-    add_stack: 0.7,
-    add_table: 0.4,
-    add_pebbles: 0.6,
-    add_panel: 0.7,
-    add_litter: 0.8,
-}
-"""Object makers with how often they are drawn at full complexity."""
+def add_foliage(builder: SceneBuilder, center: np.ndarray, size: float) -> None:
+    """Large upright cut-outs one behind another: hedges, bushes, tree crowns seen from some way off."""
+    rng = builder.rng
+    materials = [builder.material("leaf" if rng.random() < 0.6 else None, 1 / size) for _ in range(2)]
+    outline = rng.choice(["ragged", "branch", "frond", "palm"])
+    for k in range(rng.randint(3, 6)):
+        base = center + gauss3(rng, 0.45 * size) + np.array([0.0, 0.6, 0.12 * k]) * size
+        heading = UP + gauss3(rng, 0.35)
+        add_leaf(builder, base, heading, size * rng.uniform(0.9, 1.6), outline, rng.choice(materials))
 
+
+def add_column(builder: SceneBuilder, center: np.ndarray, size: float) -> None:
+    """A post, trunk or pillar through the whole height of the image."""
+    rng = builder.rng
+    radius = size * rng.uniform(0.08, 0.35)
+    family = rng.choice(["wood", "plain", "rust", "noise", None])
+    material = builder.material(family, tiles=rng.uniform(0.3, 0.8) / size)
+    lean = UP + gauss3(rng, rng.choice([0.01, 0.01, 0.15]))
+    half = (radius, radius * rng.uniform(0.7, 1.3), 5 * size)
+    builder.add_body(center, frame_along(lean, rng), half, rng.choice([CYLINDER, CYLINDER, BOX]), material)
+
+
+def add_beams(builder: SceneBuilder, center: np.ndarray, size: float) -> None:
+    """Long parallel bars, slanted or level: girders, stairs, railings, window frames."""
+    rng = builder.rng
+    material = builder.material(rng.choice(["plain", "plain", "wood", None]), tiles=0.5 / size)
+    along = np.array([1.0, rng.choice([0.0, 0.0, rng.gauss(0, 0.6)]), rng.gauss(0, 0.5)])
+    along /= np.linalg.norm(along)
+    apart = np.cross(along, np.array([0.0, 0.0, 1.0]))
+    rotation = np.stack([apart, np.cross(along, apart), along], 1)
+    thick, count, reach = size * rng.uniform(0.02, 0.09), rng.randint(2, 6), size * rng.uniform(1.0, 3.0)
+    for k in range(count):
+        where = center + apart * size * (2 * k / count - 1)
+        builder.add_body(where, rotation, (thick, thick * rng.uniform(0.5, 1.5), reach), BOX, material)
+
+
+def add_facade(builder: SceneBuilder, center: np.ndarray, size: float) -> None:
+    """A block with rows of windows on the side that faces the cameras, and a roof or cornice."""
+    rng = builder.rng
+    yaw = rng.gauss(0, 0.6)
+    x, z = np.array([math.cos(yaw), 0, math.sin(yaw)]), np.array([math.sin(yaw), 0, -math.cos(yaw)])
+    rotation = np.stack([x, UP, z], 1)
+    half = size * np.array([rng.uniform(0.6, 1.2), rng.uniform(0.6, 1.2), rng.uniform(0.3, 0.8)])
+    wall = builder.material(
+        rng.choice(["brick", "brick", "plain", "noise", None]), rng.uniform(0.6, 2) / size
+    )
+    pane, frame = builder.material("plain"), builder.material("plain")
+    builder.add_body(center, rotation, half, BOX, wall)
+    cornice = half * np.array([1.06, 0.05, 1.06])
+    builder.add_body(center + UP * half[1], rotation, cornice, BOX, frame)
+    columns, rows = rng.randint(2, 4), rng.randint(1, 3)
+    window = np.array([0.55 * half[0] / columns, rng.uniform(0.4, 0.7) * half[1] / rows, 0.03 * size])
+    for i in range(columns):
+        for j in range(rows):
+            u, v = (2 * i + 1) / columns - 1, (2 * j + 1) / rows - 1
+            where = center + x * half[0] * u * 0.92 + UP * half[1] * v * 0.85 + z * half[2]
+            builder.add_body(where, rotation, window, BOX, frame)
+            builder.add_body(where, rotation, window * np.array([0.8, 0.85, 1.15]), BOX, pane)
+
+
+OBJECTS = (
+    add_solid,
+    add_hollow,
+    add_relief_object,
+    add_wire,
+    add_plant,
+    add_rosette,
+    add_flower,
+    add_skeleton,
+    add_fence,
+    add_stack,
+    add_table,
+    add_pebbles,
+    add_panel,
+    add_litter,
+    add_column,
+    add_beams,
+    add_facade,
+    add_foliage,
+)
 SIMPLE_OBJECTS = {add_solid: 2.0, add_hollow: 0.5, add_panel: 1.0, add_stack: 0.7, add_relief_object: 0.2}
-"""The same at complexity 0."""
+"""Object makers with how often they are drawn at complexity 0."""
+
+THEMES = {
+    "anything": dict.fromkeys(OBJECTS, 1.0),
+    "thicket": {
+        add_plant: 3.0,
+        add_rosette: 3.0,
+        add_flower: 1.2,
+        add_litter: 1.5,
+        add_foliage: 1.5,
+        add_column: 0.4,
+        add_wire: 0.4,
+        add_pebbles: 0.2,
+        add_relief_object: 0.3,
+    },
+    "museum": {
+        add_skeleton: 1.6,
+        add_hollow: 1.0,
+        add_panel: 1.5,
+        add_fence: 1.2,
+        add_column: 1.2,
+        add_beams: 1.2,
+        add_table: 1.0,
+        add_stack: 0.7,
+        add_wire: 0.8,
+        add_relief_object: 1.0,
+        add_solid: 0.5,
+    },
+    "workshop": {
+        add_solid: 2.0,
+        add_hollow: 2.0,
+        add_stack: 1.5,
+        add_pebbles: 1.2,
+        add_wire: 1.0,
+        add_table: 1.0,
+        add_panel: 1.0,
+        add_beams: 0.6,
+    },
+    "street": {
+        add_facade: 2.0,
+        add_fence: 1.2,
+        add_plant: 1.0,
+        add_column: 1.0,
+        add_panel: 0.8,
+        add_beams: 0.5,
+        add_solid: 0.7,
+        add_relief_object: 0.6,
+        add_litter: 0.4,
+        add_foliage: 0.8,
+    },
+}
+"""Object makers with how often they are drawn at complexity 1, by the kind of place."""

@@ -138,46 +138,84 @@ def relief_depth(
     d: Vectors,
     shape: Vectors,
     nearest: Scalar,
+    farthest: Scalar,
     reliefs: Float[Tensor, "map size size"],
-    steps: int = 24,
+    steps: int = 16,
 ) -> Scalar:
-    """First crossing of the height field inside its box: even steps, then bisection of the bracketing step."""
+    """First crossing of the height field inside its box: even steps, then bisection of the bracketing step.
+
+    ``farthest``: depth of what is already known to hide the rest of the ray; hits beyond need not be found.
+    """
     enter, leave = body_interval(o, d, torch.zeros_like(shape))
-    enter = torch.maximum(enter, nearest)
+    enter, leave = torch.maximum(enter, nearest), torch.minimum(leave, farthest)
     depth = torch.full_like(enter, torch.inf)
     index = (enter < leave).nonzero()[:, 0]
-    if not len(index):
-        return depth
-    o, d, start = o[:, index], d[:, index], enter[index]
-    which, stride = shape[0, index].long(), (leave[index] - enter[index]) / steps
+    low = enter[index]
+    stride = (leave[index] - low) / steps
+    # Rays in texels of the map: column, row, height, each linear in depth.
+    size = reliefs.shape[-1]
+    rays = torch.cat([o[:, index], d[:, index]])
+    rays[:2] = (0.5 * rays[:2] + 0.5) * size - 0.5
+    rays[3:5] *= 0.5 * size
+    base = (shape[0, index] * (size * size)).to(torch.int32)
+    heights = 2 * reliefs.reshape(-1) - 1
 
-    def above(z: Scalar, rays: Int[Tensor, "some"]) -> Bool[Tensor, "some"]:
-        point = o[:, rays] + z * d[:, rays]
-        return (
-            point[2] > 2 * sample_maps(reliefs, which[rays], 0.5 * point[0] + 0.5, 0.5 * point[1] + 0.5) - 1
-        )
+    def clearance(rays: Float[Tensor, "6 some"], base: Int[Tensor, "some"], z: Scalar) -> Scalar:
+        x = (rays[0] + z * rays[3]).clamp(0, size - 1.001)
+        y = (rays[1] + z * rays[4]).clamp(0, size - 1.001)
+        column, row = x.to(torch.int32), y.to(torch.int32)
+        fx, fy = x - column, y - row
+        at = base + row * size + column
+        upper = torch.lerp(heights.index_select(0, at), heights.index_select(0, at + 1), fx)
+        at = at + size
+        lower = torch.lerp(heights.index_select(0, at), heights.index_select(0, at + 1), fx)
+        return rays[2] + z * rays[5] - torch.lerp(upper, lower, fy)
 
-    active = torch.arange(len(index), device=o.device)
-    low, high = torch.full_like(start, torch.inf), start.clone()
-    sides = ~above(start, active)
-    low[sides] = start[sides]
-    active = active[~sides]
-    for i in range(1, steps + 1):
-        z = start[active] + i * stride[active]
-        hit = ~above(z, active)
-        rays = active[hit]
-        low[rays], high[rays] = z[hit] - stride[rays], z[hit]
-        active = active[~hit]
-    rays = (low < high).nonzero()[:, 0]
-    near, far = low[rays], high[rays]
-    for _ in range(10):
+    # Rays that start below the surface enter through a side of the solid: they hit where they enter.
+    below = clearance(rays, base, low) <= 0
+    depth[index[below]] = low[below]
+    number = (~below).nonzero()[:, 0]
+    marching, ground, z, step = rays[:, number], base[number], low[number], stride[number]
+    hit_number, hit_low = [], []
+    done = torch.zeros_like(number, dtype=torch.bool)
+    for _ in range(steps):
+        beyond = z + step
+        hit = (clearance(marching, ground, beyond) <= 0) & ~done
+        found = hit.nonzero()[:, 0]
+        hit_number.append(number[found])
+        hit_low.append(z[found])
+        done, z = done | hit, beyond
+        if 4 * int(done.sum()) > len(done):
+            keep = (~done).nonzero()[:, 0]
+            marching, ground, z, step = marching[:, keep], ground[keep], z[keep], step[keep]
+            number, done = number[keep], done[keep]
+    number, near = torch.cat(hit_number), torch.cat(hit_low)
+    rays, base, far = rays[:, number], base[number], near + stride[number]
+    for _ in range(6):
         middle = 0.5 * (near + far)
-        is_above = above(middle, rays)
-        near, far = torch.where(is_above, middle, near), torch.where(is_above, far, middle)
-    result = low.clone()
-    result[rays] = 0.5 * (near + far)
-    depth[index] = result
+        above = clearance(rays, base, middle) > 0
+        near, far = torch.where(above, middle, near), torch.where(above, far, middle)
+    # One secant step: the map is bilinear, all but linear in so short a bracket.
+    rise, fall = clearance(rays, base, near), clearance(rays, base, far)
+    depth[index[number]] = near + (rise / (rise - fall).clamp_min(1e-12)).clamp(0, 1) * (far - near)
     return depth
+
+
+def length(vectors: Float[Tensor, "3 point"]) -> Float[Tensor, "point"]:
+    """Euclidean length; torch's norm over a leading axis of three is many times slower."""
+    x, y, z = vectors.unbind(0)
+    return torch.sqrt(x * x + y * y + z * z)
+
+
+def unit(vectors: Float[Tensor, "3 point"]) -> Float[Tensor, "3 point"]:
+    """Vectors scaled to unit length."""
+    return vectors / length(vectors).clamp_min(1e-12)
+
+
+def dominant_axis(vectors: Float[Tensor, "3 point"]) -> Int[Tensor, "point"]:
+    """Index of the component of largest magnitude."""
+    x, y, z = vectors.abs().unbind(0)
+    return torch.where(z > torch.maximum(x, y), 2, (y > x).long())
 
 
 def surface_gradient(
@@ -194,7 +232,8 @@ def surface_gradient(
     """
     a, b, c = shape[0], shape[1], shape[2]
     magnitude = p.abs()
-    slab, axis = magnitude.max(0)
+    axis = dominant_axis(p)
+    slab = torch.maximum(torch.maximum(magnitude[0], magnitude[1]), magnitude[2])
     quadric = a * (p[0] * p[0] + p[1] * p[1]) + b * p[2] * p[2] + c * p[2]
     on_slab = slab >= quadric - 1e-5
     onehot = torch.zeros_like(p).scatter_(0, axis[None], p.gather(0, axis[None]).sign())

@@ -125,7 +125,7 @@ def find_candidates(primitives: Primitives, camera: Pinhole) -> list[Candidates]
     primitive, row, first_column, columns = covered_rows(primitives, camera)
     kinds = primitives.kind[primitive]
     result = []
-    for kind in (BODY, CARVED, SHEET, RELIEF, ROOM):
+    for kind in (BODY, CARVED, SHEET, ROOM, RELIEF):  # reliefs cost most: they come when all else is known
         chosen = kinds == kind
         if not chosen.any():
             continue
@@ -198,8 +198,9 @@ def intersect(
     offset: tuple[float, float],
     outlines: Float[Tensor, "outline size size"],
     reliefs: Float[Tensor, "relief size2 size2"],
+    hidden_beyond: Float[Tensor, "pixel"],
 ) -> tuple[Float[Tensor, "candidate"], Int[Tensor, "candidate"]]:
-    """Depth (inf on a miss) and surface of every candidate."""
+    """Depth (inf on a miss) and surface of every candidate; hits past ``hidden_beyond`` may be missed."""
     surface = 2 * candidates.primitive
     o, d, reference = canonical_rays(frames, surface, candidates, offset)
     shape = primitives.shape[surface].T.contiguous()[:, candidates.span]
@@ -212,7 +213,7 @@ def intersect(
     elif candidates.kind == SHEET:
         depth = sheet_depth(o, d, shape, nearest, outlines)
     elif candidates.kind == RELIEF:
-        depth = relief_depth(o, d, shape, nearest, reliefs)
+        depth = relief_depth(o, d, shape, nearest, hidden_beyond[candidates.pixel] - reference, reliefs)
     else:
         cut_o, cut_d, cut_reference = canonical_rays(frames, surface + 1, candidates, offset)
         cut_shape = primitives.shape[surface + 1].T.contiguous()[:, candidates.span]
@@ -239,10 +240,10 @@ def first_hits(
     nearest = torch.full((count,), torch.inf, device=device)
     found = []
     for some in candidates:
-        depth, surface = intersect(primitives, frames, some, offset, outlines, reliefs)
+        depth, surface = intersect(primitives, frames, some, offset, outlines, reliefs, nearest)
         index = (depth < torch.inf).nonzero()[:, 0]
         depth, surface, pixel = depth[index], surface[index], some.pixel[index]
-        nearest.scatter_reduce_(0, pixel, depth, "amin")
+        nearest = nearest.scatter_reduce(0, pixel, depth, "amin")
         found.append((depth, surface, pixel))
     winner = torch.full((count,), -1, dtype=torch.long, device=device)
     for depth, surface, pixel in found:

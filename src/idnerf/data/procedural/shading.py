@@ -4,12 +4,19 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from idnerf.data.procedural.atlas import Atlas, sample_atlas
-from idnerf.data.procedural.primitives import RELIEF, SHEET, Primitives, surface_gradient
+from idnerf.data.procedural.primitives import (
+    RELIEF,
+    SHEET,
+    Primitives,
+    dominant_axis,
+    length,
+    surface_gradient,
+    unit,
+)
 from idnerf.data.procedural.raster import Hits, Pinhole
 from idnerf.geometry.cameras import invert_rigid
 
@@ -51,12 +58,14 @@ class Appearance:
 
     Attributes:
         ambient: (constant; gradient along x, y, z) of the ambient light as a function of the normal.
+        sky: depth maps from several sides; a point hidden from them gets less ambient light.
     """
 
     atlas: Atlas
     materials: Float[Tensor, "material field"]
     lights: tuple[Light, ...]
     ambient: Float[Tensor, "4 3"]
+    sky: tuple[ShadowMap, ...]
     reliefs: Float[Tensor, "relief size size"]
 
 
@@ -79,7 +88,7 @@ def shade_chunk(
     in_camera = torch.stack([(hits.u - cx) / fx, (hits.v - cy) / fy, torch.ones_like(hits.u)])
     directions = camera.c2w[:3, :3] @ in_camera
     points = camera.c2w[:3, 3:] + directions * hits.depth
-    to_viewer = -directions / torch.linalg.vector_norm(directions, dim=0)
+    to_viewer = -directions / length(directions)
 
     kind = primitives.kind[hits.surface // 2]
     rotation = primitives.rotation.reshape(-1, 9).T[:, hits.surface]
@@ -90,7 +99,7 @@ def shade_chunk(
     local = (axes * offset[:, None]).sum(0)
     canonical = local / half
     gradient, face = surface_gradient(primitives, kind, shape, canonical, appearance.reliefs)
-    local_normal = F.normalize(gradient / half, dim=0)
+    local_normal = unit(gradient / half)
     material_index = primitives.material[hits.surface] + face * primitives.per_face[hits.surface]
     material = appearance.materials.T[:, material_index]
 
@@ -103,7 +112,7 @@ def shade_chunk(
     footprint = hits.depth / fx * facing.clamp_min(0.08) ** -0.5
     albedo, slopes = surface_colour(appearance.atlas, material, u, v, footprint)
     bump = material[COLUMN["bump"]]
-    bumped = F.normalize(normals - bump * side * (slopes[0] * tangent_u + slopes[1] * tangent_v), dim=0)
+    bumped = unit(normals - bump * side * (slopes[0] * tangent_u + slopes[1] * tangent_v))
     return light_surface(appearance, points, normals, bumped, to_viewer, albedo, material, kind, footprint).T
 
 
@@ -118,7 +127,7 @@ def texture_coordinates(
     Float[Tensor, "hit"], Float[Tensor, "hit"], Float[Tensor, "3 hit"], Float[Tensor, "3 hit"]
 ]:  # fmt: skip
     """Tiles (u, v), projected along the dominant axis of the normal, and the world directions of u and v."""
-    axis = normal.abs().argmax(0)
+    axis = dominant_axis(normal)
     # Height fields are textured from above whatever their slope; so are sheets.
     axis = torch.where((kind == RELIEF) | (kind == SHEET), 2, axis)
     first, second = torch.where(axis == 0, 1, 0), torch.where(axis == 2, 1, 2)
@@ -126,12 +135,12 @@ def texture_coordinates(
     cos, sin, scale = material[COLUMN["cos"]], material[COLUMN["sin"]], material[COLUMN["scale"]]
     u = (cos * p + sin * q) * scale + material[COLUMN["offset_u"]]
     v = (cos * q - sin * p) * scale + material[COLUMN["offset_v"]]
-    unit = (material[COLUMN["unit_uv"]] > 0) & (kind == SHEET)
-    u = torch.where(unit, 0.5 * canonical[0] + 0.5, u)
-    v = torch.where(unit, 0.5 * canonical[1] + 0.5, v)
+    whole = (material[COLUMN["unit_uv"]] > 0) & (kind == SHEET)
+    u = torch.where(whole, 0.5 * canonical[0] + 0.5, u)
+    v = torch.where(whole, 0.5 * canonical[1] + 0.5, v)
     along_p = axes.gather(1, first[None, None].expand(3, 1, -1))[:, 0]
     along_q = axes.gather(1, second[None, None].expand(3, 1, -1))[:, 0]
-    cos, sin = torch.where(unit, 1.0, cos), torch.where(unit, 0.0, sin)
+    cos, sin = torch.where(whole, 1.0, cos), torch.where(whole, 0.0, sin)
     return u, v, cos * along_p + sin * along_q, cos * along_q - sin * along_p
 
 
@@ -173,14 +182,21 @@ def light_surface(
 ) -> Float[Tensor, "3 hit"]:
     """Ambient + Lambert + Blinn-Phong, with Schlick's Fresnel term on the gloss."""
     ambient = appearance.ambient
-    irradiance = (ambient[0][:, None] + ambient[1:].T @ bumped).clamp_min(0.0)
+    open_sky = torch.ones_like(footprint)
+    if appearance.sky:
+        views = [lit_fraction(view, points, normals) for view in appearance.sky]
+        open_sky = 0.2 + 0.8 * torch.stack(views).mean(0)
+    irradiance = (ambient[0][:, None] + ambient[1:].T @ bumped).clamp_min(0.0) * open_sky
     gloss, shininess = material[COLUMN["gloss"]], material[COLUMN["shininess"]]
     emission, translucency = material[COLUMN["emission"]], material[COLUMN["translucency"]]
-    highlight = torch.zeros_like(points)
+    cosine = (bumped * to_viewer).sum(0).clamp(0, 1)
+    mirrored = 2 * cosine * bumped - to_viewer
+    surroundings = (ambient[0][:, None] + 2.5 * ambient[1:].T @ mirrored).clamp_min(0.0)
+    highlight = surroundings * (gloss * open_sky * (0.3 + 2.0 * (1 - cosine) ** 5))
     thin = kind == SHEET
     for light in appearance.lights:
         offset = light.position[:, None] - points
-        distance = torch.linalg.vector_norm(offset, dim=0)
+        distance = length(offset)
         to_light = offset / distance
         cosine = (bumped * to_light).sum(0)
         received = cosine.clamp_min(0) + translucency * (-cosine).clamp_min(0)
@@ -190,7 +206,7 @@ def light_surface(
         if light.shadow is not None:
             strength = strength * lit_fraction(light.shadow, points, toward)
         received = received * strength
-        halfway = F.normalize(to_light + to_viewer, dim=0)
+        halfway = unit(to_light + to_viewer)
         lobe = (bumped * halfway).sum(0).clamp_min(0) ** shininess * (shininess + 8) / (8 * math.pi)
         fresnel = 0.25 + 0.75 * (1 - (halfway * to_viewer).sum(0).clamp(0, 1)) ** 5
         irradiance = irradiance + light.colour[:, None] * received

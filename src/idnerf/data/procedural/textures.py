@@ -96,15 +96,20 @@ def cells(
     offsets = 0.5 + jitter * (torch.rand(count, count, 2, generator=generator) - 0.5)
     x, y = u * count, v * count
     column, row = x.floor(), y.floor()
-    distances, indices = [], []
+    first, second = torch.full_like(u, torch.inf), torch.full_like(u, torch.inf)
+    which = torch.zeros_like(u, dtype=torch.long)
+    points = offsets.reshape(-1, 2)
     for dy in (-1, 0, 1):
         for dx in (-1, 0, 1):
             index = ((row + dy) % count).long() * count + ((column + dx) % count).long()
-            point = offsets.reshape(-1, 2)[index]
-            distances.append(torch.hypot(column + dx + point[..., 0] - x, row + dy + point[..., 1] - y))
-            indices.append(index)
-    near, which = torch.stack(distances).topk(2, dim=0, largest=False)
-    return near[0], near[1], torch.stack(indices).gather(0, which[:1])[0]
+            point = points[index]
+            x_off, y_off = column + dx + point[..., 0] - x, row + dy + point[..., 1] - y
+            distance = x_off * x_off + y_off * y_off
+            nearer = distance < first
+            second = torch.minimum(second, torch.where(nearer, first, distance))
+            which = torch.where(nearer, index, which)
+            first = torch.minimum(first, distance)
+    return first.sqrt(), second.sqrt(), which
 
 
 def step(x: Image, width: float) -> Image:
@@ -281,6 +286,7 @@ def collage_texture(size: int, rng: random.Random, generator: torch.Generator) -
     u, v = grid_coordinates(size)
     grain = fourier_noise(3, size, 1.2, generator)
     palette = random_palette(rng, 8, vivid=0.2)
+    palette = palette.mean(0) + rng.uniform(0.3, 1.0) * (palette - palette.mean(0))
     colours = ramp(equalised(grain[0]), palette[:3])
     height = grain[0] * 0.3
     for _ in range(rng.randint(25, 70)):
