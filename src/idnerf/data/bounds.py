@@ -22,10 +22,9 @@ from idnerf.types import Cameras
 NEAR_SLACK, FAR_SLACK = 0.8, 1.2
 """The slack LLFF's protocol gives its own percentile bounds (PROTOCOL.md)."""
 
-LOW, HIGH = 0.01, 0.995
-"""Quantiles of depth, LLFF's way of making bounds from points (there 0.1 % and 99.9 %, of points without
-outliers). The far end is taken more generously: in inverse depth, where the planes are spaced, it costs next
-to nothing."""
+LOW, HIGH = 0.01, 0.998
+"""Quantiles of depth, LLFF's way of making bounds (there 0.1 % and 99.9 %). The far end is the more generous
+one: in inverse depth, where planes are spaced, it costs next to nothing."""
 
 MIN_POINTS = 10
 """A camera that sees fewer points takes the range of the others."""
@@ -33,18 +32,30 @@ MIN_POINTS = 10
 THUMBNAIL = 120
 """Longer side of the pictures that are swept, in pixels."""
 
-PLANES = 96
-REFERENCES = 12
+FIRST_PLANES, SECOND_PLANES = 96, 64
+"""Inverse depths of each sweep: about one thumbnail pixel of parallax apart."""
+
+REFERENCES = 8
+"""Views that are swept; the others project their points."""
+
 NEIGHBOURS = 3
-WINDOW = 5
-STRIDE = 2
+"""Views that each is matched against."""
+
+WINDOW, STRIDE = 5, 2
+"""Side of the correlated windows and the step between them, in thumbnail pixels."""
+
+MIN_SCORE, MIN_LEAD, MIN_CONTRAST = 0.8, 0.1, 0.02
+"""A match counts when its correlation is high and leads every other peak, and its window has texture."""
+
+SUPPORT = 5
+"""... and when this many of the 8 windows around it found the same plane."""
 
 ReadThumbnail = Callable[[int, tuple[int, int]], Float[Tensor, "3 height width"]]
 Bounds = tuple[Float[Tensor, "view"], Float[Tensor, "view"]]
 
 
 def bounds_from_depths(depths: Sequence[np.ndarray | Tensor | None]) -> Bounds | None:
-    """0.8 x the 1 % and 1.2 x the 99.5 % quantile of the depths (z > 0) that each camera sees.
+    """0.8 x the 1 % and 1.2 x the 99.8 % quantile of the depths (z > 0) that each camera sees.
 
     A camera with fewer than ``MIN_POINTS`` depths takes the smallest near and largest far of the others; None
     when no camera has as many.
@@ -129,15 +140,17 @@ def _sweep(
     A, b = frustum_homography(target, cameras[list(others)])
     pixels = pixel_centers(target.size).reshape(-1, 2)
     if max_inverse_depth is None:
-        max_inverse_depth = _overlap_limit(A, b, target)
-    inverse = torch.linspace(0, max_inverse_depth, PLANES)
+        inverse = torch.linspace(0, _overlap_limit(A, b, target), FIRST_PLANES)
+    else:
+        inverse = torch.linspace(0, max_inverse_depth, SECOND_PLANES)
     matches = [match_planes(grey(index), grey(j), A[k], b[k], inverse) for k, j in enumerate(others)]
     scores = torch.stack([score * inside for score, inside in matches]).sum(0)
     counts = torch.stack([inside for _, inside in matches]).sum(0)
     needed = min(2, len(others))
     score = torch.where(counts >= needed, scores / counts.clamp_min(1), torch.full_like(counts, -1.0))
     plane, confident = _confident_peaks(score)
-    confident &= _window_std(grey(index)) > 0.02
+    confident &= _window_std(grey(index)) > MIN_CONTRAST
+    confident &= _neighbours_that_agree(plane, confident) >= SUPPORT
     offset = (WINDOW - 1) // 2
     height, width = grey(index).shape
     grid = pixels.reshape(height, width, 2)[
@@ -208,14 +221,30 @@ def _window_std(image: Tensor) -> Tensor:
     return (_window_mean(image[None, None] ** 2) - mean**2).clamp_min(0).sqrt()[0, 0]
 
 
+def _neighbours_that_agree(
+    plane: Float[Tensor, "rows columns"], confident: Bool[Tensor, "rows columns"]
+) -> Float[Tensor, "rows columns"]:
+    """How many of the 8 windows around are confident of the same plane (within 2): chance matches stand
+    alone."""
+    rows, columns = plane.shape
+    padded = F.pad(torch.where(confident, plane, torch.full_like(plane, -100.0)), (1, 1, 1, 1), value=-100.0)
+    around = F.unfold(padded[None, None], 3).reshape(9, rows, columns)
+    return ((around - plane).abs() <= 2).float().sum(0) - 1
+
+
 def _confident_peaks(
     score: Float[Tensor, "plane rows columns"],
 ) -> tuple[Tensor, Bool[Tensor, "rows columns"]]:
     """The best plane of each window, and whether it is high, alone, and not at the near end."""
     best, plane = score.max(0)
     planes = torch.arange(len(score))[:, None, None]
-    rivals = torch.where((planes - plane).abs() <= 4, torch.full_like(score, -1.0), score).amax(0)
-    confident = (best > 0.8) & (rivals < best - 0.1) & (plane < len(score) - 1)
+    ends = torch.full_like(score[:1], -1.0)
+    neighbours_score = torch.maximum(torch.cat([ends, score[:-1]]), torch.cat([score[1:], ends]))
+    other_peak = (score >= neighbours_score) & ((planes - plane).abs() > 2)
+    rivals = torch.where(other_peak, score, torch.full_like(score, -1.0)).amax(0)
+    confident = (best > MIN_SCORE) & (rivals < best - MIN_LEAD) & (plane < len(score) - 1)
+    # An edge along the epipolar line matches everywhere.
+    confident &= score.median(0).values < best - 2 * MIN_LEAD
     # The top of the parabola through the peak and its neighbours is the match between planes.
     before = score.gather(0, (plane - 1).clamp_min(0)[None])[0]
     after = score.gather(0, (plane + 1).clamp_max(len(score) - 1)[None])[0]

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from idnerf.errors import InputError
 
-MAX_ZOOM = 8.0
+MAX_ZOOM = 2.0
+"""A lens that asks for more has coefficients that do not describe these photos."""
 
 
 @dataclass(frozen=True)
@@ -70,18 +71,25 @@ def pinhole_intrinsics(lens: Lens, K: Float[Tensor, "3 3"], size: tuple[int, int
     Raises:
         InputError: coefficients that fold the image over itself.
     """
+    return _zoomed(K, _zoom_without_border(lens, tuple(K.double().flatten().tolist()), size))
+
+
+# Views usually share one lens, and its zoom is found once.
+@lru_cache(maxsize=256)
+def _zoom_without_border(lens: Lens, intrinsics: tuple[float, ...], size: tuple[int, int]) -> float:
+    K = torch.tensor(intrinsics, dtype=torch.float64).reshape(3, 3)
     if _fills(lens, K, size, 1.0):
-        return K
+        return 1.0
     if not _fills(lens, K, size, MAX_ZOOM):
         raise InputError(
-            f"{lens.model} distortion, radial {lens.radial}, tangential {lens.tangential}, folds the image over "
-            "itself; check the coefficients"
+            f"{lens.model} distortion, radial {lens.radial}, tangential {lens.tangential}, folds the image "
+            "over itself; check the coefficients"
         )
     low, high = 1.0, MAX_ZOOM
     for _ in range(40):
         middle = (low + high) / 2
         low, high = (low, middle) if _fills(lens, K, size, middle) else (middle, high)
-    return _zoomed(K, high)
+    return high
 
 
 def _zoomed(K: Tensor, zoom: float) -> Tensor:

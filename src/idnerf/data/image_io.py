@@ -52,6 +52,9 @@ def _exif_transpose(picture: Image.Image) -> Image.Transpose | None:
     # Pillow decodes a whole PNG to look for an EXIF chunk after the pixels; one before them is in ``info``.
     if picture.format == "PNG" and "exif" not in picture.info:
         return None
+    # Pillow turns a TIFF by itself, and gives the size of the turned picture.
+    if picture.format == "TIFF":
+        return None
     return ORIENTATIONS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
 
 

@@ -141,8 +141,9 @@ def matched_to_file(photos: Sequence[PosedPhoto]) -> list[PosedPhoto]:
     for photo in matched:
         if photo.size != first.size:
             raise InputError(
-                f"images of two sizes: {first.path.name} is {first.size[0]}x{first.size[1]}, {photo.path.name} "
-                f"is {photo.size[0]}x{photo.size[1]}; expected one size per scene: resize or remove the odd ones"
+                f"images of two sizes: {first.path.name} is {first.size[0]}x{first.size[1]}, "
+                f"{photo.path.name} is {photo.size[0]}x{photo.size[1]}; expected one size per scene: "
+                "resize or remove the odd ones"
             )
     return matched
 

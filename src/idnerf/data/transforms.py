@@ -110,7 +110,7 @@ def _photo(path: Path, values: dict[str, Any], picture: Path) -> PosedPhoto:
 
     width, height = get("w"), get("h")
     if width is None or height is None:
-        width, height = image_size(picture)
+        width, height = (float(pixels) for pixels in image_size(picture))
     fx, fy = _focal_lengths(path, values, width, height)
     cx, cy = get("cx"), get("cy")
     K = pinhole_matrix(fx, fy, width / 2 if cx is None else cx, height / 2 if cy is None else cy)
