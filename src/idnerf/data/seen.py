@@ -18,9 +18,10 @@ def count_seen(
 ) -> Float[Tensor, "*batch target_height target_width"]:
     """Reproject the target's depth map into every source and compare depths.
 
-    A source sees a surface point that is in front of it, inside its image, and not hidden: the point's depth there
-    is within the source's depths at the four pixels around its projection, widened by the relative ``tolerance``.
-    (Asking for agreement with one interpolated depth would make edges and slanted surfaces flicker.)
+    A source sees a surface point that is in front of it, inside its image, and not hidden: the point's depth
+    there is within the source's depths at the four pixels around its projection, widened by the relative
+    ``tolerance``. (Asking for agreement with one interpolated depth would make edges and slanted surfaces
+    flicker.)
 
     Args:
         source: [*batch view] cameras; ``source_depth`` their depth maps (z), scene units, 0 where unknown.

@@ -1,6 +1,6 @@
-"""Procedural scenes: random primitives, textures, lights and cameras, rendered with exact depth in pure PyTorch.
+"""Procedural scenes: random primitives, textures, lights and cameras; exact depth, pure PyTorch.
 
-seed -> rigs (cameras) -> layout (builder, objects, textures, masks) -> raster (primitives) -> shading -> generate
+seed -> rigs (cameras) -> layout (objects, builder, textures, masks) -> raster (primitives) -> shading
 """
 
 from idnerf.data.procedural.config import ProceduralConfig, ProceduralScene

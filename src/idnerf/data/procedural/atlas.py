@@ -1,4 +1,4 @@
-"""Looking up textures at hit points: mip pyramid (Williams 1983) and bilinear taps, all textures in one table."""
+"""Texture lookup at hit points: mip pyramid (Williams 1983), bilinear taps, all textures in one table."""
 
 from dataclasses import dataclass
 

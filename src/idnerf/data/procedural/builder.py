@@ -56,7 +56,7 @@ class SceneBuilder:
     """Grows a scene: ``add_*`` append primitives, ``material`` appends a material and returns its index."""
 
     def __init__(self, families: list[str], rng: random.Random, roughness: float) -> None:
-        """``families``: names of the textures in the atlas; ``roughness`` in [0, 1] scales bumps and detail."""
+        """``families``: names of the atlas's textures; ``roughness`` in [0, 1] scales bumps and detail."""
         self.families = families
         self.rng = rng
         self.roughness = roughness
@@ -70,13 +70,20 @@ class SceneBuilder:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def material(self, family: str | None = None, tiles: float | None = None, emission: float = 0.0) -> int:
+    def material(
+        self,
+        family: str | None = None,
+        tiles: float | None = None,
+        emission: float = 0.0,
+        even: float | None = None,
+    ) -> int:
         """A random material.
 
         Args:
             family: texture family to prefer; any but leaves and petals when None.
             tiles: texture tiles per scene unit.
             emission: share of light of its own.
+            even: grey level in [0, 1] of a surface without any texture; None for a textured one.
         """
         rng = self.rng
         fitting = [i for i, name in enumerate(self.families) if name == family]
@@ -114,6 +121,17 @@ class SceneBuilder:
             "unit_uv": float(foliage),
             "translucency": rng.uniform(0.1, 0.5) if foliage else 0.0,
         }
+        if even is not None:
+            # Albedo is clamped to (0.005, 0.98): a factor of 100 or 0 drives any texture to an end.
+            level = 100.0 if even == 1 else 2 * even
+            row |= {
+                "red": level,
+                "green": level,
+                "blue": level,
+                "detail_strength": 0.0,
+                "gloss": 0.0,
+                "bump": 0.0,
+            }
         self.materials.append([float(row[name]) for name in MATERIAL_FIELDS])
         return len(self.materials) - 1
 

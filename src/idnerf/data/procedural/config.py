@@ -21,7 +21,7 @@ class ProceduralConfig:
     rig: Literal["mixed", "forward", "inward"] = "mixed"
     """Camera rig: forward-facing (LLFF), inward-facing (DTU, Blender), or one of the two drawn per scene."""
     complexity: tuple[float, float] = (0.0, 1.0)
-    """Range in [0, 1] that the complexity of a scene is drawn from: primitives, concavity, clutter, texture."""
+    """Range in [0, 1] that a scene's complexity is drawn from: primitives, concavity, clutter, texture."""
     supersample: int = 2
     """Colour at edges is the mean of supersample^2 rays per pixel (depth is always the pixel centre's)."""
     photo: float = 1.0

@@ -14,8 +14,9 @@ from idnerf.errors import InputError
 class ProceduralDataset(IterableDataset[ProceduralScene]):
     """Endless procedural scenes: item i has seed ``start + i`` (``start`` makes it resumable).
 
-    Items are dealt out by stride, first over ranks, then over the loader's workers: with ``rank`` of ``world_size``
-    and any number of workers, a loader yields seeds start + rank, start + rank + world_size, ... in this order.
+    Items are dealt out by stride, first over ranks, then over the loader's workers: with ``rank`` of
+    ``world_size`` and any number of workers, a loader yields seeds start + rank, start + rank + world_size,
+    ... in this order.
     """
 
     def __init__(
@@ -31,7 +32,8 @@ class ProceduralDataset(IterableDataset[ProceduralScene]):
             config: what to generate.
             start: seed of the first item.
             count: number of items over all ranks and workers; None is endless.
-            rank, world_size: place among the processes; None reads RANK and WORLD_SIZE (torchrun), 0 of 1 without.
+            rank, world_size: place among the processes; None reads RANK and WORLD_SIZE (torchrun), 0 of 1
+            without.
         """
         self.config = config
         self.start = start

@@ -1,4 +1,4 @@
-"""Procedural scenes as folders that other programs read too: PNG images, ``transforms.json``, depth as .npy."""
+"""Procedural scenes as folders that other programs read too: PNGs, ``transforms.json``, depth as .npy."""
 
 import json
 import os
@@ -16,9 +16,12 @@ OPENCV_TO_OPENGL = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0]))
 
 
 def save_scene(scene: ProceduralScene, folder: Path) -> None:
-    """Write ``images/*.png``, ``depth/*.npy`` (float32 z) and ``transforms.json`` (nerfstudio's layout, OpenGL axes).
+    """Write ``images/*.png``, ``depth/*.npy`` (float32 z) and ``transforms.json``.
 
-    Each frame has its own intrinsics, ``near``, ``far`` and ``depth_file_path``. The folder appears complete or not at all.
+    The layout is nerfstudio's, with OpenGL axes.
+
+    Each frame has its own intrinsics, ``near``, ``far`` and ``depth_file_path``. The folder appears complete
+    or not at all.
 
     Raises:
         InputError: the folder exists and is not empty.

@@ -87,8 +87,8 @@ def render_view(
 ) -> tuple[Float[Tensor, "3 height width"], Float[Tensor, "height width"]]:
     """Linear radiance and exact depth of one view.
 
-    One ray per pixel centre gives the depth, and the colour of smooth regions (textures are band-limited by their
-    mip pyramid); pixels near an edge take the mean of supersample^2 rays instead.
+    One ray per pixel centre gives the depth, and the colour of smooth regions (textures are band-limited by
+    their mip pyramid); pixels near an edge take the mean of supersample^2 rays instead.
     """
     width, height = camera.size
     primitives, maps = world.primitives, (world.outlines, world.appearance.reliefs)
@@ -137,7 +137,7 @@ def pass_hits(
 
 
 def tone(radiance: Tensor) -> Tensor:
-    """Compress highlights smoothly (extended Reinhard curve), so that edges average as a sensor would, not as inf."""
+    """Compress highlights (extended Reinhard curve) before averaging, so that edges do not sparkle."""
     return radiance * (1 + radiance / 9) / (1 + radiance)
 
 
@@ -148,11 +148,18 @@ def develop(
     luminance = images.mean(1).flatten()
     luminance = luminance[:: max(len(luminance) // 20000, 1)].sort().values
     middle, bright = float(luminance[len(luminance) // 2]), float(luminance[int(0.97 * len(luminance))])
-    gain = min(loguniform(rng, 0.07, 0.26) / max(middle, 1e-4), rng.uniform(0.6, 1.1) / max(bright, 1e-4))
+    by_middle = loguniform(rng, 0.07, 0.26) / max(middle, 1e-4)
+    by_highlights = rng.uniform(0.6, 1.1) / max(bright, 1e-4)
+    # Before a white backdrop the median is the backdrop: only the highlights count then.
+    gain = by_highlights if middle > 0.7 * bright else min(by_middle, by_highlights)
     exposed = images * gain
     # A shoulder above 0.8 keeps bright regions from clipping hard.
     rolled = torch.where(exposed > 0.6, 0.6 + 0.4 * torch.tanh((exposed - 0.6) / 0.4), exposed)
-    return rolled.clamp(0, 1) ** (1 / 2.2)
+    encoded = rolled.clamp(0, 1) ** (1 / 2.2)
+    # The S-curve of camera pictures: contrast by ``steepness`` about mid grey.
+    steepness = rng.uniform(0.9, 1.7)
+    up, down = encoded**steepness, (1 - encoded) ** steepness
+    return up / (up + down)
 
 
 def photograph(
@@ -189,7 +196,7 @@ def blur(images: Float[Tensor, "view 3 height width"], sigma: float) -> Float[Te
 def depth_ranges(
     depth: Float[Tensor, "view height width"], rng: random.Random
 ) -> tuple[Float[Tensor, "view"], Float[Tensor, "view"]]:
-    """Near and far of each view: its own range with random slack, or one for all (0.8 min, 1.2 max) as LLFF's."""
+    """Near and far: each view's own range with random slack, or one for all (0.8 min, 1.2 max: LLFF)."""
     low, high = depth.flatten(1).amin(1), depth.flatten(1).amax(1)
     if rng.random() < 0.3:
         return 0.8 * low.min().expand(len(low)).clone(), 1.2 * high.max().expand(len(high)).clone()
@@ -202,7 +209,8 @@ def generate_scene(
 ) -> ProceduralScene:
     """Draw and render scene number ``seed``; the same (seed, config) gives the same scene.
 
-    Cameras and depth are in the scene's own random scale (0.1 to 100 units to the nearest things) and orientation.
+    Cameras and depth are in the scene's own random scale (0.1 to 100 units to the nearest things) and
+    orientation.
     """
     rng = random.Random(seed)
     generator = torch.Generator().manual_seed(rng.randrange(2**62))

@@ -73,9 +73,20 @@ def six_materials(builder: SceneBuilder, tiles: float, outdoors: bool) -> list[i
     return materials
 
 
-def add_enclosure(builder: SceneBuilder, rig: Rig, outdoors: bool) -> float:
-    """The room or the far backdrop: rays always end. Returns the height (y) of the floor."""
+def studio_materials(builder: SceneBuilder) -> list[int]:
+    """One even colour all around, white or black more often than not: renderings and product photos."""
     rng = builder.rng
+    level = rng.choice([0.0, 0.0, 1.0, 1.0, 1.0, rng.random()])
+    return [builder.material("plain", tiles=1.0, emission=1.0, even=level) for _ in range(6)]
+
+
+def add_enclosure(builder: SceneBuilder, rig: Rig, kind: str) -> float:
+    """The room or the far backdrop: rays always end. Returns the height (y) of the floor.
+
+    ``kind``: "indoors", "outdoors" or "studio".
+    """
+    rng = builder.rng
+    outdoors = kind == "outdoors"
     if rig.kind == "inward":
         reach = float(np.linalg.norm(rig.centers, axis=1).max()) * rng.uniform(1.15, 4.0)
         floor = rng.uniform(0.3, 0.8)
@@ -96,7 +107,8 @@ def add_enclosure(builder: SceneBuilder, rig: Rig, outdoors: bool) -> float:
         half = np.array([1.2 * side, 0.5 * (floor + ceiling), 0.5 * (back + behind)])
         shape = BOX if not outdoors or rng.random() < 0.5 else (0.6, 0.55, 0.0)
     tiles = loguniform(rng, 0.7, 3.0) / float(half.max())
-    builder.add_room(center, half, shape, six_materials(builder, tiles, outdoors))
+    walls = studio_materials(builder) if kind == "studio" else six_materials(builder, tiles, outdoors)
+    builder.add_room(center, half, shape, walls)
     return floor
 
 
@@ -105,7 +117,7 @@ def object_place(
 ) -> tuple[np.ndarray, float]:
     """Where to put an object, and how large: even in the image and in inverse depth, or on the floor.
 
-    ``sizes``: range of its size as a share of the image's half width; ``grounded``: share that stands on the floor.
+    ``sizes``: range of its size in half widths of the image; ``grounded``: share that stands on the floor.
     """
     rng = builder.rng
     if rig.kind == "inward":
@@ -142,7 +154,7 @@ def add_ground(builder: SceneBuilder, rig: Rig, floor: float) -> None:
 
 
 def draw_lights(middle: np.ndarray, reach: float, rng: random.Random) -> tuple[list[Light], list[Pinhole]]:
-    """One to three lights, mostly from above and from the cameras' side, with cameras for their shadow maps."""
+    """One to three lights, mostly from above and the cameras' side, and cameras for their shadow maps."""
     lights, cameras = [], []
     for i in range(rng.choice([1, 1, 2, 2, 3])):
         direction = np.array([rng.gauss(0, 0.8), -abs(rng.gauss(1.0, 0.5)), rng.gauss(-0.5, 0.7)])
@@ -233,8 +245,9 @@ def draw_world(rig: Rig, complexity: float, rng: random.Random, generator: torch
     """A random scene for the rig; ``complexity`` in [0, 1]."""
     families = choose_families(complexity, rng)
     builder = SceneBuilder(families, rng, complexity)
-    floor = add_enclosure(builder, rig, outdoors=rng.random() < 0.5)
-    if rng.random() < 0.15 + 0.25 * complexity:
+    place = rng.choices(["indoors", "outdoors", "studio"], [4, 4, 3 if rig.kind == "inward" else 0.3])[0]
+    floor = add_enclosure(builder, rig, place)
+    if place != "studio" and rng.random() < 0.15 + 0.25 * complexity:
         add_ground(builder, rig, floor)
     fill(builder, rig, floor, complexity)
     middle, reach = scene_extent(builder, rig)

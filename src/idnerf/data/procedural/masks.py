@@ -1,7 +1,7 @@
 """Outlines of thin sheets (leaves, fronds, petals, grids) and reliefs of height fields, as small maps.
 
-An outline is a field that is positive inside and crosses zero at the edge, so that its bilinear interpolation cuts
-a sharp edge at any magnification. Maps are indexed [v, u]; v runs from the stem (0) to the tip (1).
+An outline is a field that is positive inside and crosses zero at the edge, so that its bilinear interpolation
+cuts a sharp edge at any magnification. Maps are indexed [v, u]; v runs from the stem (0) to the tip (1).
 """
 
 import math

@@ -128,7 +128,7 @@ def add_wire(builder: SceneBuilder, center: np.ndarray, size: float) -> None:
 def add_leaf(
     builder: SceneBuilder, base: np.ndarray, heading: np.ndarray, length: float, outline: str, material: int
 ) -> None:
-    """A sheet that grows from ``base`` along ``heading``, hanging a little, its upper side towards the sky."""
+    """A sheet that grows from ``base`` along ``heading``, its upper side towards the sky."""
     rng = builder.rng
     y = heading / np.linalg.norm(heading)
     up = UP + gauss3(rng, 0.5)

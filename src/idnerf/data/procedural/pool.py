@@ -19,7 +19,7 @@ from idnerf.types import Cameras, Views
 
 
 def pack_scene(scene: ProceduralScene, path: Path) -> None:
-    """Write a scene as one safetensors file: images in 8 bits, depth as near / z in half precision (0.05 % exact).
+    """Write a scene as one safetensors file: images in 8 bits, near / z in half precision (0.05 %).
 
     The file appears complete or not at all.
     """

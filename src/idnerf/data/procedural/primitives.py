@@ -3,15 +3,16 @@
 Every primitive lives in a canonical frame where its bounding box is [-1, 1]^3:  x' = R^T (x - center) / half.
 Kinds:
 
-* BODY: convex; the box |x'|, |y'|, |z'| <= 1 and the quadric  qa (x'^2 + y'^2) + qb z'^2 + qe z' <= 1. With (qa, qb, qe)
-  = (0, 0, 0) it is a box, (1, 1, 0) an ellipsoid, (1, 0, 0) a cylinder, (0.5, 0, 0.5) a paraboloid, others between.
+* BODY: convex; the box |x'|, |y'|, |z'| <= 1 and the quadric  qa (x'^2 + y'^2) + qb z'^2 + qe z' <= 1. With
+  (qa, qb, qe) = (0, 0, 0) it is a box, (1, 1, 0) an ellipsoid, (1, 0, 0) a cylinder, (0.5, 0, 0.5) a
+  paraboloid, others between.
 * CARVED: a body minus another body (boolean difference of two ray intervals).
 * SHEET: the patch  z' = k x'^2 + m y'^2  cut out by an outline map: leaves, petals, grids.
 * RELIEF: the solid under a height map, marched in steps and bisected.
 * ROOM: a body seen from the inside.
 
-Rays are o + z d in canonical coordinates where d is the direction per unit of *camera depth*, so that the parameter is
-depth itself and no conversion follows.
+Rays are o + z d in canonical coordinates where d is the direction per unit of *camera depth*, so that the
+parameter is depth itself and no conversion follows.
 """
 
 from dataclasses import dataclass
@@ -33,8 +34,9 @@ NEAREST_DEPTH = 1e-3
 
 @dataclass(frozen=True)
 class Primitives:
-    """Primitives of a scene, sorted by kind. Row 2p of the surface tables is primitive p, row 2p + 1 what is carved
-    from it (only read for CARVED).
+    """Primitives of a scene, sorted by kind.
+
+    Row 2p of the surface tables is primitive p, row 2p + 1 what is carved from it (only read for CARVED).
 
     Attributes:
         kind: BODY, CARVED, SHEET, RELIEF or ROOM.
@@ -75,7 +77,7 @@ def body_interval(o: Vectors, d: Vectors, shape: Vectors) -> tuple[Scalar, Scala
     middle = -o * inverse
     enter = (middle - reach).amax(0)
     leave = (middle + reach).amin(0)
-    # The quadric along the ray: a z^2 + 2 b z + c <= 0. A tiny a makes the box (qa = qb = 0) an endless interval.
+    # The quadric along the ray: a z^2 + 2 b z + c <= 0. The tiny a gives a box an endless interval.
     a = (qa * (d[0] * d[0] + d[1] * d[1]) + qb * d[2] * d[2]).clamp_min(1e-20)
     b = qa * (o[0] * d[0] + o[1] * d[1]) + qb * o[2] * d[2] + 0.5 * qe * d[2]
     c = qa * (o[0] * o[0] + o[1] * o[1]) + qb * o[2] * o[2] + qe * o[2] - 1

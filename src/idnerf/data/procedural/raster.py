@@ -1,7 +1,8 @@
 """First hits of the rays of one pinhole camera (a view or a light), with no loop over pixels.
 
-Each primitive's bounding box is projected and cut into one span of pixels per image row. All spans of a kind become
-one flat list of (primitive, pixel) candidates, intersected together; the nearest of each pixel is a scatter minimum.
+Each primitive's bounding box is projected and cut into one span of pixels per image row. All spans of a kind
+become one flat list of (primitive, pixel) candidates, intersected together; the nearest of each pixel is a
+scatter minimum.
 """
 
 from dataclasses import dataclass
@@ -72,7 +73,7 @@ class Candidates:
 
 
 def repeat_ranges(counts: Int[Tensor, "item"]) -> tuple[Int[Tensor, "total"], Int[Tensor, "total"]]:
-    """For counts (2, 0, 3): the item of each element (0 0 2 2 2), and its place within the item (0 1 0 1 2)."""
+    """For counts (2, 0, 3): the item of each element (0 0 2 2 2), its place in the item (0 1 0 1 2)."""
     item = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
     starts = counts.cumsum(0) - counts
     return item, torch.arange(len(item), device=counts.device) - starts[item]
@@ -152,7 +153,7 @@ def select(candidates: Candidates, keep: Bool[Tensor, "pixel"]) -> Candidates:
 
 @dataclass(frozen=True)
 class CanonicalFrames:
-    """Rays of a camera in each surface's canonical frame: o + z (G (u, v, 1)); ``reference`` is a depth near it."""
+    """Rays in each surface's canonical frame: o + z (G (u, v, 1)); ``reference`` is a depth near it."""
 
     origin: Float[Tensor, "surface 3"]
     gain: Float[Tensor, "surface 3 3"]

@@ -1,6 +1,7 @@
 """Camera rigs with the baselines of LLFF (forward-facing) and of DTU and Blender (inward-facing).
 
-Scenes are laid out in units where things start at a distance of about 1 from the cameras; the world's y points down.
+Scenes are laid out in units where things start at a distance of about 1 from the cameras; the world's y
+points down.
 """
 
 import math

@@ -26,10 +26,11 @@ MATERIAL_FIELDS = (
 )  # fmt: skip
 """Columns of the material table.
 
-texture, detail: atlas indices; scale, detail_scale: tiles per scene unit; detail_strength: how far the second texture
-modulates the first; cos, sin, offset_u, offset_v: rotation and shift of the texture; red, green, blue: tint; gloss,
-shininess: Blinn-Phong; bump: slope of the relief; emission: share of light of its own (backdrops); unit_uv: 1 maps the
-texture once over a sheet; translucency: share of light that comes through from behind.
+texture, detail: atlas indices; scale, detail_scale: tiles per scene unit; detail_strength: how far the second
+texture modulates the first; cos, sin, offset_u, offset_v: rotation and shift of the texture; red, green,
+blue: tint; gloss, shininess: Blinn-Phong; bump: slope of the relief; emission: share of light of its own
+(backdrops); unit_uv: 1 maps the texture once over a sheet; translucency: share of light that comes through
+from behind.
 """
 COLUMN = {name: i for i, name in enumerate(MATERIAL_FIELDS)}
 
@@ -44,7 +45,7 @@ class ShadowMap:
 
 @dataclass(frozen=True)
 class Light:
-    """A point light (far away: a directional one). ``colour`` is the irradiance it gives at the scene's middle."""
+    """A point light (far away: a directional one); ``colour``: its irradiance at the scene's middle."""
 
     position: Float[Tensor, "3"]
     colour: Float[Tensor, "3"]
@@ -217,7 +218,7 @@ def light_surface(
 def lit_fraction(
     shadow: ShadowMap, points: Float[Tensor, "3 hit"], normals: Float[Tensor, "3 hit"]
 ) -> Float[Tensor, "hit"]:
-    """Share of the light that reaches each point: percentage-closer filtering of the shadow map (Reeves 1987).
+    """Share of the light that reaches each point: percentage-closer filtering (Reeves 1987).
 
     A world point gets the same answer in every view. Points outside the map are lit.
     """

@@ -1,8 +1,9 @@
 """A bank of random textures, one per surface material: each is an image that repeats at its borders.
 
-Textures are drawn once per scene and looked up at the hit points through a mip pyramid (``atlas``), which costs far
-less than evaluating noise at every hit and band-limits them by construction. Spectra fall off like 1/f^beta, as those
-of photos do (Field 1987); "dead leaves" are the classical model of occlusion statistics (Lee, Mumford, Huang 2001).
+Textures are drawn once per scene and looked up at the hit points through a mip pyramid (``atlas``), which
+costs far less than evaluating noise at every hit and band-limits them by construction. Spectra fall off like
+1/f^beta, as those of photos do (Field 1987); "dead leaves" are the classical model of occlusion statistics
+(Lee, Mumford, Huang 2001).
 """
 
 import math
@@ -58,7 +59,11 @@ def random_palette(rng: random.Random, count: int = 4, vivid: float = 0.0) -> Fl
     base = torch.tensor(random_colour(rng, vivid=vivid))
     spread = rng.choice([0.08, 0.2, 0.45])
     gains = torch.tensor([math.exp(rng.gauss(0, 2 * spread)) for _ in range(count)])[:, None]
-    shifts = torch.tensor([[rng.gauss(0, 0.25 * spread) for _ in range(3)] for _ in range(count)])
+    # Colours of one scene differ from warm to cold more than from green to magenta.
+    warmth = torch.tensor([[rng.gauss(0, 0.25 * spread)] for _ in range(count)]) * torch.tensor(
+        [1.0, 0.1, -1.0]
+    )
+    shifts = warmth + torch.tensor([[rng.gauss(0, 0.08 * spread) for _ in range(3)] for _ in range(count)])
     return (base * gains + shifts).clamp(0.02, 0.98)
 
 
@@ -92,7 +97,7 @@ def warped_coordinates(size: int, strength: float, generator: torch.Generator) -
 def cells(
     u: Image, v: Image, count: int, jitter: float, generator: torch.Generator
 ) -> tuple[Image, Image, Int[Tensor, "size size"]]:
-    """Voronoi cells of a jittered, periodic count x count grid: nearest and second distance (in cells), cell index."""
+    """Voronoi cells of a jittered, periodic grid: nearest and second distance (in cells), cell index."""
     offsets = 0.5 + jitter * (torch.rand(count, count, 2, generator=generator) - 0.5)
     x, y = u * count, v * count
     column, row = x.floor(), y.floor()
@@ -282,7 +287,7 @@ def plain_texture(size: int, rng: random.Random, generator: torch.Generator) -> 
 
 
 def collage_texture(size: int, rng: random.Random, generator: torch.Generator) -> tuple[Colours, Image]:
-    """Dead leaves: discs and boxes of power-law sizes hide one another, each with its own shading and grain."""
+    """Dead leaves: discs and boxes of power-law sizes hide one another, each with its own shading."""
     u, v = grid_coordinates(size)
     grain = fourier_noise(3, size, 1.2, generator)
     palette = random_palette(rng, 8, vivid=0.2)
@@ -356,7 +361,7 @@ FAMILIES: dict[str, Family] = {
 def texture_bank(
     families: list[str], size: int, rng: random.Random, generator: torch.Generator
 ) -> Float[Tensor, "texture size size 5"]:
-    """Draw one texture per family name: linear albedo (3), slope of the surface along u and v (2, unitless)."""
+    """Draw one texture per family name: linear albedo (3), slope of the surface along u and v (2)."""
     textures = []
     for family in families:
         colours, height = FAMILIES[family](size, rng, generator)
