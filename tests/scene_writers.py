@@ -264,9 +264,7 @@ def write_colmap(
     order = list(reversed(range(len(scene))))
     if not binary:
         camera = " ".join(map(repr, map(float, parameters)))
-        (folder / "cameras.txt").write_text(
-            f"# cameras\n7 {model} {scene.size[0]} {scene.size[1]} {camera}\n"
-        )
+        (folder / "cameras.txt").write_text(f"# cameras\n7 {model} {scene.size[0]} {scene.size[1]} {camera}\n")
         lines = ["# images"]
         for i in order:
             lines.append(f"{i + 1} {' '.join(map(repr, map(float, poses[i])))} 7 {names[i]}")

@@ -153,9 +153,7 @@ def _sweep(
     confident &= _neighbours_that_agree(plane, confident) >= SUPPORT
     offset = (WINDOW - 1) // 2
     height, width = grey(index).shape
-    grid = pixels.reshape(height, width, 2)[
-        offset : height - offset : STRIDE, offset : width - offset : STRIDE
-    ]
+    grid = pixels.reshape(height, width, 2)[offset : height - offset : STRIDE, offset : width - offset : STRIDE]
     # Matched at infinity: parallax below half a step, so at least this far.
     inverse_depth = (plane[confident] * inverse[1]).clamp_min(0.5 * float(inverse[1]))
     rays = rays_at_pixels(target, grid[confident])
@@ -199,9 +197,7 @@ def match_planes(
     positions = moved[..., :2] / moved[..., 2:].clamp_min(1e-6)
     inside = visible(positions, moved[..., 2], (source_width, source_height)) & in_front
     grid = positions * positions.new_tensor([2 / source_width, 2 / source_height]) - 1
-    warped = F.grid_sample(
-        source[None, None], grid.clamp(-2, 2)[None], padding_mode="border", align_corners=False
-    )
+    warped = F.grid_sample(source[None, None], grid.clamp(-2, 2)[None], padding_mode="border", align_corners=False)
     warped = warped.reshape(-1, 1, height, width)
     mean_target, mean_warped = _window_mean(target[None, None]), _window_mean(warped)
     covariance = _window_mean(warped * target) - mean_target * mean_warped

@@ -53,11 +53,7 @@ class ColmapImage:
 def model_folder(root: Path) -> Path | None:
     """The folder that holds a reconstruction, None when there is none."""
     for name in MODEL_FOLDERS:
-        if any(
-            (root / name / f"{part}.{end}").is_file()
-            for part in ("cameras", "images")
-            for end in ("bin", "txt")
-        ):
+        if any((root / name / f"{part}.{end}").is_file() for part in ("cameras", "images") for end in ("bin", "txt")):
             return root / name
     return None
 
@@ -95,9 +91,7 @@ def _photo(
     model: Path,
 ) -> PosedPhoto:
     if image.camera_id not in cameras:
-        raise InputError(
-            f"{model} lists {image.name} with camera {image.camera_id}, which cameras does not hold"
-        )
+        raise InputError(f"{model} lists {image.name} with camera {image.camera_id}, which cameras does not hold")
     camera = cameras[image.camera_id]
     rigid = checked_c2w(image.w2c, f"{image.name} in {model}")
     rotation, translation = rigid[:3, :3], rigid[:3, 3]
@@ -145,16 +139,12 @@ def _read_part(model: Path, part: str, read_binary, read_text):
         raise InputError(f"{model}: {error}") from None
     except (struct.error, ValueError, IndexError, StopIteration, OSError):
         raise InputError(f"{model}/{part} is truncated or no COLMAP {part} file") from None
-    raise InputError(
-        f"{model} has no {part}.bin or {part}.txt; expected cameras, images and points3D of COLMAP"
-    )
+    raise InputError(f"{model} has no {part}.bin or {part}.txt; expected cameras, images and points3D of COLMAP")
 
 
 def _camera(model: str, size: tuple[int, int], parameters: tuple[float, ...]) -> ColmapCamera:
     if model not in PARAMETER_COUNT:
-        raise InputError(
-            f"camera model {model} is not supported; expected one of {', '.join(PARAMETER_COUNT)}"
-        )
+        raise InputError(f"camera model {model} is not supported; expected one of {', '.join(PARAMETER_COUNT)}")
     if len(parameters) != PARAMETER_COUNT[model]:
         raise ValueError(f"{model} takes {PARAMETER_COUNT[model]} parameters, {len(parameters)} given")
     if model in ("PINHOLE", "OPENCV", "OPENCV_FISHEYE"):
@@ -170,9 +160,7 @@ def _camera(model: str, size: tuple[int, int], parameters: tuple[float, ...]) ->
         lens = Lens("perspective", tuple(rest[:2]), tangential)
         lens = None if lens.is_pinhole else lens
     if not (np.isfinite(parameters).all() and min(fx, fy) > 0 and min(size) > 0):
-        raise InputError(
-            f"a {model} camera has size {size} and parameters {parameters}; expected finite, positive"
-        )
+        raise InputError(f"a {model} camera has size {size} and parameters {parameters}; expected finite, positive")
     return ColmapCamera(size, pinhole_matrix(fx, fy, cx, cy), lens)
 
 
@@ -195,9 +183,7 @@ def _cameras_binary(data: bytes) -> dict[int, ColmapCamera]:
     for _ in range(count):
         camera_id, model_id, width, height = struct.unpack_from("<iiQQ", data, offset)
         if model_id not in MODELS:
-            raise InputError(
-                f"camera model number {model_id} is not supported; expected {', '.join(PARAMETER_COUNT)}"
-            )
+            raise InputError(f"camera model number {model_id} is not supported; expected {', '.join(PARAMETER_COUNT)}")
         model, parameter_count = MODELS[model_id]
         parameters = struct.unpack_from(f"<{parameter_count}d", data, offset + 24)
         offset += 24 + 8 * parameter_count
@@ -227,9 +213,7 @@ def _images_binary(data: bytes) -> list[ColmapImage]:
         (point_count,) = struct.unpack_from("<Q", data, end + 1)
         observed = np.frombuffer(data, point2d, point_count, end + 9)
         offset = end + 9 + point_count * point2d.itemsize
-        images.append(
-            ColmapImage(name, camera_id, _w2c(np.array(pose[:4]), np.array(pose[4:])), observed["id"])
-        )
+        images.append(ColmapImage(name, camera_id, _w2c(np.array(pose[:4]), np.array(pose[4:])), observed["id"]))
     return images
 
 

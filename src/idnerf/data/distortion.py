@@ -114,12 +114,8 @@ def _fills(lens: Lens, K: Tensor, size: tuple[int, int], zoom: float) -> bool:
     tolerance = 1e-6
     if not ((inside > 0.5 - tolerance) & (inside < torch.tensor([width, height]) - 0.5 + tolerance)).all():
         return False
-    radius = torch.linspace(
-        0, float(torch.linalg.vector_norm(points, dim=-1).max()), 257, dtype=torch.float64
-    )
-    profile = distort(torch.stack([radius, torch.zeros_like(radius)], -1), Lens(lens.model, lens.radial))[
-        :, 0
-    ]
+    radius = torch.linspace(0, float(torch.linalg.vector_norm(points, dim=-1).max()), 257, dtype=torch.float64)
+    profile = distort(torch.stack([radius, torch.zeros_like(radius)], -1), Lens(lens.model, lens.radial))[:, 0]
     return bool((profile.diff() > 0).all())
 
 
@@ -145,21 +141,15 @@ def undistort(
     ``K`` and ``pinhole_K`` are in pixels of ``image``.
     """
     size = (image.shape[2], image.shape[1])
-    grid = _lookup_grid(
-        lens, tuple(K.double().flatten().tolist()), tuple(pinhole_K.double().flatten().tolist()), size
-    )
-    straight = F.grid_sample(
-        image[None], grid[None], mode="bicubic", padding_mode="border", align_corners=False
-    )
+    grid = _lookup_grid(lens, tuple(K.double().flatten().tolist()), tuple(pinhole_K.double().flatten().tolist()), size)
+    straight = F.grid_sample(image[None], grid[None], mode="bicubic", padding_mode="border", align_corners=False)
     return straight[0].clamp(0, 1)
 
 
 # The views of a scene usually share one lens: the map is made once. Two entries, as large photos make large
 # maps.
 @lru_cache(maxsize=2)
-def _lookup_grid(
-    lens: Lens, K: tuple[float, ...], pinhole_K: tuple[float, ...], size: tuple[int, int]
-) -> Tensor:
+def _lookup_grid(lens: Lens, K: tuple[float, ...], pinhole_K: tuple[float, ...], size: tuple[int, int]) -> Tensor:
     width, height = size
     v, u = torch.meshgrid(
         torch.arange(height, dtype=torch.float64) + 0.5,

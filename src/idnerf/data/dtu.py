@@ -41,9 +41,7 @@ def choose_scan(root: Path, scan: str | None) -> str:
         raise InputError(f"{root} has no scans; expected Rectified/scanN_train folders")
     if scan is None:
         if len(found) > 1:
-            raise InputError(
-                f"{root} holds {len(found)} scans ({found[0]} .. {found[-1]}); name one with --scan"
-            )
+            raise InputError(f"{root} holds {len(found)} scans ({found[0]} .. {found[-1]}); name one with --scan")
         return found[0]
     name = scan if scan.startswith("scan") else f"scan{scan}"
     if name not in found:
@@ -65,9 +63,7 @@ def read_dtu(root: Path, scan: str, light: int) -> tuple[list[int], list[PosedPh
     pattern = re.compile(rf"rect_(\d+)_{light}_r5000\.png$")
     pictures = sorted((int(m[1]) - 1, p) for p in folder.iterdir() if (m := pattern.match(p.name)))
     if not pictures:
-        raise InputError(
-            f"{folder} has no pictures of light {light}; expected rect_001_{light}_r5000.png and so on"
-        )
+        raise InputError(f"{folder} has no pictures of light {light}; expected rect_001_{light}_r5000.png and so on")
     return [camera for camera, _ in pictures], [_photo(root, scan, camera, p) for camera, p in pictures]
 
 
@@ -113,9 +109,7 @@ def read_camera_file(path: Path) -> tuple[np.ndarray, np.ndarray, float, float]:
     K[:2] *= CAMERA_SCALE
     near, far = depth_min * SCALE, (depth_min + DEPTH_PLANES * interval) * SCALE
     if not (np.isfinite(K).all() and K[0, 0] > 0 and K[1, 1] > 0 and 0 < near < far < np.inf):
-        raise InputError(
-            f"camera file {path} has a bad intrinsic matrix or depth range ({depth_min}, {interval})"
-        )
+        raise InputError(f"camera file {path} has a bad intrinsic matrix or depth range ({depth_min}, {interval})")
     return c2w, K, near, far
 
 
@@ -130,9 +124,7 @@ def read_depth_map(path: Path) -> Float[Tensor, "512 640"]:
     if depth.shape == (1200, 1600):
         depth = depth[::2, ::2][44:556, 80:720]
     if depth.shape != (512, 640):
-        raise InputError(
-            f"depth map {path} is {depth.shape[1]}x{depth.shape[0]}; expected 1600x1200 or 640x512"
-        )
+        raise InputError(f"depth map {path} is {depth.shape[1]}x{depth.shape[0]}; expected 1600x1200 or 640x512")
     return torch.from_numpy(np.ascontiguousarray(depth, dtype=np.float32)) * SCALE
 
 

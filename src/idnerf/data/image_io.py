@@ -67,11 +67,7 @@ def image_size(path: str | Path, orient: bool = True) -> tuple[int, int]:
     with _open(Path(path)) as picture:
         width, height = picture.size
         transpose = _exif_transpose(picture) if orient else None
-    swaps = (
-        transpose is not None
-        and transpose >= Image.Transpose.ROTATE_90
-        and transpose != Image.Transpose.ROTATE_180
-    )
+    swaps = transpose is not None and transpose >= Image.Transpose.ROTATE_90 and transpose != Image.Transpose.ROTATE_180
     return (height, width) if swaps else (width, height)
 
 
@@ -131,9 +127,7 @@ def resize(
     return torch.from_numpy(np.stack(channels)).clamp(0, 1).to(image.device)
 
 
-def write_png(
-    path: str | Path, image: Float[Tensor, "3 height width"] | Float[Tensor, "height width"]
-) -> None:
+def write_png(path: str | Path, image: Float[Tensor, "3 height width"] | Float[Tensor, "height width"]) -> None:
     """Write RGB or grey in [0, 1] as an 8-bit PNG, atomically: a reader sees the old file or the whole new
     one.
 
@@ -142,9 +136,7 @@ def write_png(
     """
     path = Path(path)
     values = (image.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8)
-    picture = Image.fromarray(
-        values.numpy() if values.ndim == 2 else values.permute(1, 2, 0).contiguous().numpy()
-    )
+    picture = Image.fromarray(values.numpy() if values.ndim == 2 else values.permute(1, 2, 0).contiguous().numpy())
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -154,9 +146,7 @@ def write_png(
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
-        raise InputError(
-            f"cannot write {path}: {error.strerror or error}; choose a folder you can write to"
-        ) from None
+        raise InputError(f"cannot write {path}: {error.strerror or error}; choose a folder you can write to") from None
     finally:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
@@ -166,6 +156,4 @@ def list_images(folder: Path) -> list[Path]:
     """Picture files of a folder, sorted by name (the order published for LLFF)."""
     if not folder.is_dir():
         return []
-    return sorted(
-        p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
-    )
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))

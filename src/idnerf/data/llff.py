@@ -29,20 +29,14 @@ def read_llff(root: Path, size: tuple[int, int] | None = None) -> list[PosedPhot
     try:
         rows = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
-        raise InputError(
-            f"{path} is unreadable or truncated; expected an N x 17 array of poses and bounds"
-        ) from None
+        raise InputError(f"{path} is unreadable or truncated; expected an N x 17 array of poses and bounds") from None
     if rows.ndim != 2 or rows.shape[1] != 17 or not len(rows):
-        raise InputError(
-            f"{path} has shape {'x'.join(map(str, rows.shape))}; expected N x 17 (3x5 pose, near, far)"
-        )
+        raise InputError(f"{path} has shape {'x'.join(map(str, rows.shape))}; expected N x 17 (3x5 pose, near, far)")
     rows = rows.astype(np.float64)
     folder = choose_image_folder(root, size)
     images = list_images(folder)
     if len(images) != len(rows):
-        raise InputError(
-            f"{path} has {len(rows)} poses but {folder} has {len(images)} images; expected one each"
-        )
+        raise InputError(f"{path} has {len(rows)} poses but {folder} has {len(images)} images; expected one each")
     return [_photo(image, row) for image, row in zip(images, rows, strict=True)]
 
 
@@ -51,13 +45,9 @@ def _photo(image: Path, row: np.ndarray) -> PosedPhoto:
     down, right, back, center, (height, width, focal) = pose.T
     c2w = checked_c2w(np.stack([right, down, -back, center], 1), f"{image.name} in {POSES_FILE}")
     if not (np.isfinite([height, width, focal]).all() and min(height, width, focal) > 0):
-        raise InputError(
-            f"height, width, focal of {image.name} in {POSES_FILE} are {height}, {width}, {focal}"
-        )
+        raise InputError(f"height, width, focal of {image.name} in {POSES_FILE} are {height}, {width}, {focal}")
     if not (np.isfinite([near, far]).all() and 0 < near < far):
-        raise InputError(
-            f"bounds of {image.name} in {POSES_FILE} are {near:g}, {far:g}; expected 0 < near < far"
-        )
+        raise InputError(f"bounds of {image.name} in {POSES_FILE} are {near:g}, {far:g}; expected 0 < near < far")
     return PosedPhoto(
         path=image,
         c2w=c2w,

@@ -65,9 +65,7 @@ def load_scene(
     if scene_format is None:
         raise InputError(_not_a_scene(root))
     if scan is not None and scene_format != "dtu":
-        raise InputError(
-            f"scan {scan} was asked for, but {root} is a {scene_format} scene; only DTU roots have scans"
-        )
+        raise InputError(f"scan {scan} was asked for, but {root} is a {scene_format} scene; only DTU roots have scans")
     view_ids: Sequence[int] | None = None
     name = _name(root)
     if scene_format == "llff":

@@ -52,15 +52,11 @@ class PosedPhoto:
         ``size``."""
         if self.lens is None:
             return read_image(self.path, size, orient=self.orient)
-        image = read_image(
-            self.path, orient=self.orient
-        )  # straightened at full resolution, where it costs least
+        image = read_image(self.path, orient=self.orient)  # straightened at full resolution, where it costs least
         file_pinhole_K = scale_intrinsics(pinhole_K.double(), size, self.size)
         return resize(undistort(image, self.lens, torch.from_numpy(self.K), file_pinhole_K), size)
 
-    def read_thumbnail(
-        self, pinhole_K: Float[Tensor, "3 3"], size: tuple[int, int]
-    ) -> Float[Tensor, "3 height width"]:
+    def read_thumbnail(self, pinhole_K: Float[Tensor, "3 3"], size: tuple[int, int]) -> Float[Tensor, "3 height width"]:
         """Like ``read`` but several times faster, for measuring at small sizes: decoded and resized first."""
         image = read_image(self.path, size, orient=self.orient, quick=True)
         if self.lens is None:
@@ -69,9 +65,7 @@ class PosedPhoto:
         return undistort(image, self.lens, K, pinhole_K.double())
 
 
-def scale_intrinsics(
-    K: Float[Tensor, "3 3"], size: tuple[int, int], new_size: tuple[int, int]
-) -> Float[Tensor, "3 3"]:
+def scale_intrinsics(K: Float[Tensor, "3 3"], size: tuple[int, int], new_size: tuple[int, int]) -> Float[Tensor, "3 3"]:
     """Intrinsics after a resize; fx and fy scale apart (pixel centres at +0.5: no offset)."""
     return K * K.new_tensor([[new_size[0] / size[0]], [new_size[1] / size[1]], [1.0]])
 
@@ -95,9 +89,7 @@ def checked_c2w(matrix: np.ndarray, what: str) -> np.ndarray:
         InputError: NaN, a mirror, or no rotation at all.
     """
     if not np.isfinite(matrix).all():
-        raise InputError(
-            f"the pose of {what} is not finite (NaN or infinity); remove that view or fix its pose"
-        )
+        raise InputError(f"the pose of {what} is not finite (NaN or infinity); remove that view or fix its pose")
     U, singular, Vt = np.linalg.svd(matrix[:3, :3])
     if singular[-1] <= 0 or singular[0] > 1.02 * singular[-1]:
         raise InputError(
@@ -106,9 +98,7 @@ def checked_c2w(matrix: np.ndarray, what: str) -> np.ndarray:
         )
     rotation = U @ Vt
     if np.linalg.det(rotation) < 0:
-        raise InputError(
-            f"the pose of {what} is a mirror (determinant -1); its axes are not what the format says"
-        )
+        raise InputError(f"the pose of {what} is a mirror (determinant -1); its axes are not what the format says")
     c2w = np.eye(4)
     c2w[:3, :3] = rotation
     c2w[:3, 3] = matrix[:3, 3]
@@ -163,9 +153,7 @@ def choose_image_folder(root: Path, size: tuple[int, int] | None) -> Path:
     names = ("images", "images_2", "images_4", "images_8")
     found = [(root / name, images[0]) for name in names if (images := list_images(root / name))]
     if not found:
-        raise InputError(
-            f"{root} has poses but no pictures: expected them in {', '.join(n + '/' for n in names)}"
-        )
+        raise InputError(f"{root} has poses but no pictures: expected them in {', '.join(n + '/' for n in names)}")
     best = found[0][0]
     if size is not None:
         for folder, image in found:

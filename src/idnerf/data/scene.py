@@ -71,9 +71,7 @@ class Scene:
         columns = ((torch.arange(width) + 0.5) * (depth.shape[1] / width)).long()
         return depth[rows][:, columns]
 
-    def nearest(
-        self, target: Cameras, n: int = 3, candidates: Sequence[int] | None = None, order: int = 1
-    ) -> Views:
+    def nearest(self, target: Cameras, n: int = 3, candidates: Sequence[int] | None = None, order: int = 1) -> Views:
         """The ``n`` views nearest to a target camera, nearest first (see ``nearest_indices``)."""
         return self.views(self.nearest_indices(target, n, candidates, order))
 

@@ -37,9 +37,7 @@ def read_transforms(path: Path) -> tuple[str, list[PosedPhoto]]:
             camera model.
     """
     content = read_json(path)
-    photos = [
-        _photo(path, {**content, **frame}, find_picture(path, frame)) for frame in frames_of(content, path)
-    ]
+    photos = [_photo(path, {**content, **frame}, find_picture(path, frame)) for frame in frames_of(content, path)]
     return ("procedural" if content.get("idnerf_procedural") else "transforms"), photos
 
 
@@ -140,9 +138,7 @@ def _focal_lengths(path: Path, values: dict[str, Any], width: float, height: flo
         if fy is None and angle_y is not None:
             fy = height / 2 / math.tan(angle_y / 2)
     if fx is None:
-        raise InputError(
-            f"{path} gives no focal length; expected 'fl_x' or 'camera_angle_x', at the top or per frame"
-        )
+        raise InputError(f"{path} gives no focal length; expected 'fl_x' or 'camera_angle_x', at the top or per frame")
     fy = fx if fy is None else fy
     if min(fx, fy) <= 0:
         raise InputError(f"focal lengths in {path} are {fx:g}, {fy:g}; expected positive pixels")
@@ -170,7 +166,5 @@ def read_depth_npy(path: Path) -> Float[Tensor, "height width"]:
     except (OSError, ValueError, EOFError):
         raise InputError(f"depth map {path} is missing, unreadable or truncated") from None
     if depth.ndim != 2 or not np.isfinite(depth).all():
-        raise InputError(
-            f"depth map {path} has shape {depth.shape}; expected height x width finite numbers, 0 unknown"
-        )
+        raise InputError(f"depth map {path} has shape {depth.shape}; expected height x width finite numbers, 0 unknown")
     return torch.from_numpy(depth.astype(np.float32))
