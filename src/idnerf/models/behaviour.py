@@ -136,9 +136,7 @@ class PublishedBehaviour(Behaviour):
         """Near to far, both included; stratified samples may lie up to one step beyond far."""
         if generator is None:
             return depths_linear(cameras.near, cameras.far, count)[:, None].expand(-1, rays, -1)
-        return self._at_bins(
-            cameras, self._inside_bins((*cameras.shape, rays, count), generator, 0.0), count - 1
-        )
+        return self._at_bins(cameras, self._inside_bins((*cameras.shape, rays, count), generator, 0.0), count - 1)
 
     def frame_coordinates(
         self, points: Float[Tensor, "batch point 3"], cameras: Cameras

@@ -36,9 +36,7 @@ def merge_windows(
     return grid.transpose(2, 3).reshape(count, height, width, channel)
 
 
-def window_positions(
-    height: int, width: int, channels: int, device: torch.device
-) -> Float[Tensor, "height width c"]:
+def window_positions(height: int, width: int, channels: int, device: torch.device) -> Float[Tensor, "height width c"]:
     """Sine position code of a window (DETR, arXiv 2005.12872).
 
     The first half of the channels codes rows, the second columns. Positions run from 1/size to 1, times
@@ -49,9 +47,7 @@ def window_positions(
     wavelengths = 10000.0**exponents
 
     def code(size: int) -> Float[Tensor, "size half"]:
-        position = (
-            torch.arange(1, size + 1, device=device, dtype=torch.float32) / (size + 1e-6) * (2 * math.pi)
-        )
+        position = torch.arange(1, size + 1, device=device, dtype=torch.float32) / (size + 1e-6) * (2 * math.pi)
         angles = position[:, None] / wavelengths
         return torch.stack([angles[:, 0::2].sin(), angles[:, 1::2].cos()], -1).flatten(1)
 

@@ -63,13 +63,9 @@ class PaperConfig:
     def __post_init__(self) -> None:
         for name in ("samples_per_ray", "transformer_layers", "attention_splits", "frequencies"):
             if getattr(self, name) < 1:
-                raise InputError(
-                    f"{name}: expected 1 or more, got {getattr(self, name)}; give a larger number."
-                )
+                raise InputError(f"{name}: expected 1 or more, got {getattr(self, name)}; give a larger number.")
         if self.num_views < 2:
-            raise InputError(
-                f"num_views: expected 2 or more, got {self.num_views}; matching needs two views."
-            )
+            raise InputError(f"num_views: expected 2 or more, got {self.num_views}; matching needs two views.")
         if self.published_behaviour and self.view_aggregation != "concatenate":
             raise InputError(
                 f"published_behaviour: expected view_aggregation=concatenate, got {self.view_aggregation}; "
@@ -87,8 +83,7 @@ class PaperConfig:
             )
         if self.ray_width % self.ray_heads:
             raise InputError(
-                f"ray_heads: expected a divisor of ray_width={self.ray_width}, "
-                f"got {self.ray_heads}; change either."
+                f"ray_heads: expected a divisor of ray_width={self.ray_width}, got {self.ray_heads}; change either."
             )
 
 
@@ -125,9 +120,7 @@ class PaperModel(nn.Module):
         self.behaviour: Behaviour = PublishedBehaviour() if config.published_behaviour else Behaviour()
         self.encoder = GMFlowEncoder(config.channels, config.transformer_layers, config.attention_splits)
         self.aggregation = (
-            SymmetricViews()
-            if config.view_aggregation == "symmetric"
-            else ConcatenatedViews(config.num_views)
+            SymmetricViews() if config.view_aggregation == "symmetric" else ConcatenatedViews(config.num_views)
         )
         self.field = RadianceField(
             sum(config.groups) + self.aggregation.width,
@@ -147,9 +140,7 @@ class PaperModel(nn.Module):
         """
         views = source.cameras.shape[1]
         if views < 2:
-            raise InputError(
-                f"source views: expected 2 or more, got {views}; matching needs a pair of views."
-            )
+            raise InputError(f"source views: expected 2 or more, got {views}; matching needs a pair of views.")
         if self.config.view_aggregation == "concatenate" and views != self.config.num_views:
             raise InputError(
                 f"source views: these weights expect {self.config.num_views}, got {views}; "
@@ -182,14 +173,10 @@ class PaperModel(nn.Module):
         rays = rays_at_pixels(target, pixels)
         count = self.config.samples_per_ray
         depths = self.behaviour.sample_depths(target, pixels.shape[1], count, generator)
-        points = (
-            rays.origins[:, :, None] + rays.directions[:, :, None] * (depths / rays.cos[..., None])[..., None]
-        )
+        points = rays.origins[:, :, None] + rays.directions[:, :, None] * (depths / rays.cos[..., None])[..., None]
         colours, raw = self._query_field(features, target, points, rays.directions)
         weights = compositing_weights(alphas_without_intervals(self.behaviour.sigmas(raw)))
-        return PixelOutput(
-            composite(weights, colours), self.behaviour.expected_depth(weights, depths), weights.sum(-1)
-        )
+        return PixelOutput(composite(weights, colours), self.behaviour.expected_depth(weights, depths), weights.sum(-1))
 
     def render_tile(self, features: PaperFeatures, target: Cameras) -> RenderOutput:
         """Render all pixels of [batch] (cropped) target cameras, in chunks of rays of bounded memory."""

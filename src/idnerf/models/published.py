@@ -80,9 +80,7 @@ def convert_gmflow(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         InputError: a tensor is missing, unknown, or of another shape.
     """
     tensors = {
-        f"feat_enc.{name}": tensor
-        for name, tensor in state_dict.items()
-        if not name.startswith(GMFLOW_FLOW_HEAD)
+        f"feat_enc.{name}": tensor for name, tensor in state_dict.items() if not name.startswith(GMFLOW_FLOW_HEAD)
     }
     wanted = {
         name: shape
@@ -143,9 +141,7 @@ def initialise_encoder(model: PaperModel, tensors: Mapping[str, Tensor]) -> None
         InputError: the tensors do not fit this model's encoder.
     """
     own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    wanted = {
-        name for name in own if name.startswith("encoder.") and not name.startswith("encoder.upsampler.")
-    }
+    wanted = {name for name in own if name.startswith("encoder.") and not name.startswith("encoder.upsampler.")}
     fits = set(tensors) == wanted and all(own[name] == tuple(tensors[name].shape) for name in wanted)
     if not fits:
         raise InputError(
@@ -181,9 +177,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if isinstance(content, Mapping) and isinstance(content.get(entry), Mapping):
             content = content[entry]
     if not isinstance(content, Mapping) or not content:
-        raise InputError(
-            f"{path}: expected named tensors, got {type(content).__name__}; give a published checkpoint."
-        )
+        raise InputError(f"{path}: expected named tensors, got {type(content).__name__}; give a published checkpoint.")
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise InputError(

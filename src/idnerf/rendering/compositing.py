@@ -1,6 +1,6 @@
 """From alphas along a ray to colour, depth and opacity (Max 1995; NeRF, arXiv 2003.08934, eq. 3).
 
-    transmittance_i = prod_{j<i} (1 - alpha_j)        weights_i = transmittance_i * alpha_i
+transmittance_i = prod_{j<i} (1 - alpha_j)        weights_i = transmittance_i * alpha_i
 """
 
 import torch

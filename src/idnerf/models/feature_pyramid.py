@@ -1,0 +1,124 @@
+"""The cascade's image encoder: a small U-Net that gives each source view features for matching.
+
+No normalisation over space or batch anywhere: an image's features do not depend on what it is cropped from or batched
+with. Residual branches start at zero instead. Strided
+convolutions have kernels of even size, so that a cell's features are centred on the pixels it covers.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from idnerf.models.plane_conv import PlaneConv
+
+
+def conv3x3(channels: int, dimensions: int) -> nn.Conv2d | PlaneConv:
+    """Convolution of size 3 along two or three axes, keeping channels and size."""
+    return nn.Conv2d(channels, channels, 3, padding=1) if dimensions == 2 else PlaneConv(channels, channels)
+
+
+def start_at_zero(layer: nn.Conv2d | nn.Conv3d | nn.Linear) -> None:
+    """Weights and bias of a branch's last layer set to zero: the branch starts out silent."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(act(conv(act(x)))), the last convolution starting at zero."""
+
+    def __init__(self, channels: int, dimensions: int = 2):
+        super().__init__()
+        self.conv1 = conv3x3(channels, dimensions)
+        self.conv2 = conv3x3(channels, dimensions)
+        start_at_zero(self.conv2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.relu(self.conv1(F.relu(x))))
+
+
+def normalize_groups(x: Float[Tensor, "*batch channel"], groups: int) -> Float[Tensor, "*batch channel"]:
+    """Scale each group of channels to unit length: group-wise products are then cosines."""
+    grouped = x.unflatten(-1, (groups, -1))
+    return (grouped * torch.rsqrt(grouped.square().sum(-1, keepdim=True) + 1e-6)).flatten(-2)
+
+
+@dataclass(frozen=True)
+class PyramidFeatures:
+    """Channels-last maps of every source view.
+
+    Attributes:
+        coarse: at 1/4, matching features, groups of unit length.
+        fine: at full resolution: matching features (groups of unit length), then the colour (RGB).
+    """
+
+    coarse: Float[Tensor, "batch view height4 width4 coarse_channel"]
+    fine: Float[Tensor, "batch view height width fine_channel"]
+
+
+class FeaturePyramid(nn.Module):
+    """U-Net over scales 1, 1/2, 1/4, 1/8, 1/16 with outputs at 1/4 and 1.
+
+    Args:
+        widths: channels at 1, 1/2, 1/4, 1/8, 1/16.
+        coarse_channels, coarse_groups: matching features at 1/4.
+        fine_channels, fine_groups: matching features at full resolution.
+    """
+
+    stride = 16
+
+    def __init__(
+        self,
+        widths: tuple[int, ...],
+        coarse_channels: int,
+        coarse_groups: int,
+        fine_channels: int,
+        fine_groups: int,
+    ):
+        super().__init__()
+        self.coarse_groups, self.fine_groups = coarse_groups, fine_groups
+        w0, w1, w2, w3, w4 = widths
+        self.stem = nn.Conv2d(3, w0, 3, padding=1)
+        self.down1 = nn.Sequential(nn.Conv2d(w0, w1, 4, stride=2, padding=1), ResidualBlock(w1))
+        self.down2 = nn.Sequential(nn.Conv2d(w1, w2, 4, stride=2, padding=1), ResidualBlock(w2), ResidualBlock(w2))
+        self.down3 = nn.Sequential(nn.Conv2d(w2, w3, 4, stride=2, padding=1), ResidualBlock(w3), ResidualBlock(w3))
+        self.down4 = nn.Sequential(nn.Conv2d(w3, w4, 4, stride=2, padding=1), ResidualBlock(w4), ResidualBlock(w4))
+        self.lateral3 = nn.Conv2d(w4, w3, 1)
+        self.up3 = ResidualBlock(w3)
+        self.lateral2 = nn.Conv2d(w3, w2, 1)
+        self.up2 = ResidualBlock(w2)
+        self.coarse_head = nn.Conv2d(w2, coarse_channels, 3, padding=1)
+        self.lateral1 = nn.Conv2d(w2, w1, 1)
+        self.up1 = ResidualBlock(w1)
+        self.lateral0 = nn.Conv2d(w1, w0, 1)
+        self.fine_head = nn.Sequential(nn.ReLU(), nn.Conv2d(w0, fine_channels, 3, padding=1))
+
+    def forward(self, images: Float[Tensor, "batch view 3 height width"]) -> PyramidFeatures:
+        batch, view, _, height, width = images.shape
+        x = images.flatten(0, 1)
+        pad = (0, -width % self.stride, 0, -height % self.stride)
+        x = F.pad(x, pad, mode="replicate") if any(pad) else x
+        x = x.contiguous(memory_format=torch.channels_last)
+        s0 = self.stem(x * 2 - 1)
+        s1 = self.down1(F.relu(s0))
+        s2 = self.down2(F.relu(s1))
+        s3 = self.down3(F.relu(s2))
+        s4 = self.down4(F.relu(s3))
+        s3 = self.up3(s3 + upsample2(self.lateral3(F.relu(s4))))
+        s2 = self.up2(s2 + upsample2(self.lateral2(F.relu(s3))))
+        coarse = self.coarse_head(F.relu(s2)).permute(0, 2, 3, 1)
+        s1 = self.up1(s1 + upsample2(self.lateral1(F.relu(s2))))
+        s0 = s0 + upsample2(self.lateral0(F.relu(s1)))
+        fine = self.fine_head(s0).permute(0, 2, 3, 1)
+        fine = torch.cat([normalize_groups(fine, self.fine_groups), x.permute(0, 2, 3, 1)], -1)
+        return PyramidFeatures(
+            coarse=normalize_groups(coarse, self.coarse_groups).unflatten(0, (batch, view)),
+            fine=fine.unflatten(0, (batch, view)),
+        )
+
+
+def upsample2(x: Tensor) -> Tensor:
+    """Bilinear upsampling by two."""
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)

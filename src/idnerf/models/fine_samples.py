@@ -1,0 +1,266 @@
+"""The fine stage: a few samples per ray, drawn from the coarse depth distribution, become weights and blended colour.
+
+distribution --quantiles--> samples --project--> features, colours of every view
+  --matching + coarse voxel features--> tokens --3x3 over the tile, attention along the ray--> sigmas
+  --compositing--> weights; colour of a sample = softmax blend of the source colours
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from idnerf.geometry.cameras import crop
+from idnerf.geometry.projection import (
+    bilinear_lookup,
+    frustum_homography,
+    safe_depth,
+    trilinear_lookup,
+    visible,
+)
+from idnerf.geometry.rays import inverse_intrinsics, pixel_centers
+from idnerf.models.feature_pyramid import PyramidFeatures, start_at_zero
+from idnerf.models.frustum_volume import DepthDistribution, FrustumVolume
+from idnerf.models.view_matching import masked_mean_and_variance, pair_similarity
+from idnerf.rendering.compositing import alphas_without_intervals, composite, compositing_weights
+from idnerf.rendering.sampling import sample_histogram
+from idnerf.types import Cameras
+
+POINTS_PER_BAND = 196608
+"""Samples computed at once when no gradient is wanted (benchmarks/NOTES.md)."""
+REACH = 2
+"""Rows that the two 3x3 convolutions over the tile reach to either side."""
+
+
+@dataclass(frozen=True)
+class FineOutput:
+    """The fine stage's picture of a target tile.
+
+    Attributes:
+        rgb: blended colour.
+        tokens: composited sample tokens, for the image-space refinement.
+        position: expected position along the ray in [0, 1] of inverse depth (0 at near).
+        spread: standard deviation of that position.
+        opacity: before the last sample closes the ray.
+        seen: expected number of source views that have the surface in front of them and inside their image.
+        disagreement: standard deviation over views of the colour that was blended.
+    """
+
+    rgb: Float[Tensor, "batch 3 height width"]
+    tokens: Float[Tensor, "batch channel height width"]
+    position: Float[Tensor, "batch height width"]
+    spread: Float[Tensor, "batch height width"]
+    opacity: Float[Tensor, "batch height width"]
+    seen: Float[Tensor, "batch height width"]
+    disagreement: Float[Tensor, "batch height width"]
+
+
+class SampleAttention(nn.Module):
+    """Self-attention among the few samples of a ray (the ray transformer of IBRNet, arXiv 2102.13090, at S = 8).
+
+    With so few tokens the S x S products are cheaper as elementwise sums over whole tiles than as tiny matrix products.
+    """
+
+    def __init__(self, width: int, heads: int = 4, head_width: int = 4):
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width)
+        self.to_qkv = nn.Linear(width, 3 * heads * head_width)
+        self.out = nn.Linear(heads * head_width, width)
+        start_at_zero(self.out)
+
+    def forward(self, x: Float[Tensor, "batch sample ray channel"]) -> Float[Tensor, "batch sample ray channel"]:
+        q, k, v = (t.unflatten(-1, (self.heads, -1)) for t in self.to_qkv(self.norm(x)).chunk(3, -1))
+        scale = q.shape[-1] ** -0.5
+        scores = torch.stack([(q * k[:, s : s + 1]).sum(-1) for s in range(x.shape[1])], -1) * scale
+        attention = scores.softmax(-1)
+        mixed = torch.zeros_like(q)
+        for s in range(x.shape[1]):
+            mixed = mixed + attention[..., s, None] * v[:, s : s + 1]
+        return x + self.out(mixed.flatten(-2))
+
+
+class FineSamples(nn.Module):
+    """Matching, tokens, density and blended colour at a few samples per ray of a whole target tile."""
+
+    def __init__(self, fine_channels: int, fine_groups: int, voxel_channels: int, width: int, blend_width: int):
+        super().__init__()
+        self.fine_channels, self.groups = fine_channels, fine_groups
+        values = fine_channels + 3
+        # pair similarity, mean and variance of features and colour, voxel features, log-probability, position, share
+        self.embed = nn.Sequential(
+            nn.Linear(2 * fine_groups + 2 * values + voxel_channels + 4, 2 * width),
+            nn.ReLU(),
+            nn.Linear(2 * width, width),
+        )
+        self.spatial = nn.Conv2d(width, width, 3, padding=1)
+        self.spatial_out = nn.Conv2d(width, width, 3, padding=1)
+        start_at_zero(self.spatial_out)
+        self.attention = SampleAttention(width)
+        self.density = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
+        self.token_to_blend = nn.Linear(width, blend_width)
+        self.view_to_blend = nn.Linear(values + 2, blend_width, bias=False)
+        self.blend = nn.Sequential(nn.ReLU(), nn.Linear(blend_width, blend_width), nn.ReLU(), nn.Linear(blend_width, 1))
+
+    def forward(
+        self,
+        features: PyramidFeatures,
+        source: Cameras,
+        target: Cameras,
+        distribution: DepthDistribution,
+        samples: int,
+        generator: torch.Generator | None = None,
+    ) -> FineOutput:
+        """Args: ``source`` [batch view], ``target`` [batch]; ``generator`` jitters the quantiles (training).
+
+        Without gradients the tile is computed in bands of rows, each with the few extra rows that the 3x3 convolutions
+        reach: the same numbers in buffers that stay in the cache.
+        """
+        positions = self._draw(distribution, (target.height, target.width), samples, generator)
+        if torch.is_grad_enabled():
+            return self._shade(features, source, target, distribution, positions, 0)
+        rows = max(4, POINTS_PER_BAND // (samples * target.width))
+        bands = []
+        for top in range(0, target.height, rows):
+            bottom = min(top + rows, target.height)
+            first, last = max(0, top - REACH), min(target.height, bottom + REACH)
+            band = crop(target, 0, first, (target.width, last - first))
+            output = self._shade(features, source, band, distribution, positions[:, :, first:last], first)
+            bands.append([getattr(output, f.name)[..., top - first : bottom - first, :] for f in fields(output)])
+        return FineOutput(*(torch.cat(parts, -2) for parts in zip(*bands, strict=True)))
+
+    def _shade(
+        self,
+        features: PyramidFeatures,
+        source: Cameras,
+        target: Cameras,
+        distribution: DepthDistribution,
+        positions: Float[Tensor, "batch sample height width"],
+        top: int,
+    ) -> FineOutput:
+        """Everything after the draw, for a band of rows that begins at row ``top`` of the distribution's tile."""
+        height, width = target.height, target.width
+        batch, view = source.shape
+        samples = positions.shape[1]
+        voxels = self._voxels(distribution, positions, top)
+        positions = positions.flatten(2)  # batch sample ray
+        near, far = target.near[:, None, None], target.far[:, None, None]
+        inverse_depth = 1 / near + positions * (1 / far - 1 / near)
+        looked_up, seen, angle = self._look_up(features, source, target, inverse_depth)
+        mean, variance = masked_mean_and_variance(looked_up, seen)
+        similarity = pair_similarity(looked_up[..., : self.fine_channels], seen, self.groups)
+        share = seen.sum(1, dtype=mean.dtype)[..., None] / view
+        order = torch.arange(samples, device=mean.device, dtype=mean.dtype).add(0.5).div(samples)
+        order = order[None, :, None].expand_as(positions).reshape(batch, -1, 1)
+        cues = [similarity, mean, variance * 4, voxels, share, positions.flatten(1)[..., None], order]
+        tokens = self.embed(torch.cat(cues, -1)).unflatten(1, (samples, -1))
+        tokens = self._mix_over_tile(tokens, (height, width))
+        tokens = self.attention(tokens)
+        sigmas = F.softplus(self.density(tokens)[..., 0]).transpose(1, 2)  # batch ray sample
+        weights, opacity = closed_ray_weights(sigmas)
+
+        deviation = torch.cat([looked_up - mean[:, None], angle[..., None], seen[..., None].to(mean.dtype)], -1)
+        hidden = self.view_to_blend(deviation) + self.token_to_blend(tokens).flatten(1, 2)[:, None]
+        logits = self.blend(hidden)[..., 0].masked_fill(~seen, -1e4)
+        shares = logits.softmax(1)[..., None]  # batch view point 1
+        colours = looked_up[..., self.fine_channels :]
+        blended = (shares * colours).sum(1)
+        disagreement = (shares * (colours - blended[:, None]).square()).sum(1).sum(-1, keepdim=True)
+
+        flat = torch.cat([blended, tokens.flatten(1, 2), disagreement, share * view], -1)
+        flat = flat.unflatten(1, (samples, -1)).transpose(1, 2)  # batch ray sample channel
+        image = composite(weights, flat).transpose(1, 2).unflatten(-1, (height, width))
+        position = (weights * positions.transpose(1, 2)).sum(-1)
+        variance = (weights * (positions.transpose(1, 2) - position[..., None]).square()).sum(-1)
+        return FineOutput(
+            rgb=image[:, :3],
+            tokens=image[:, 3:-2],
+            position=position.unflatten(1, (height, width)),
+            spread=(variance + 1e-8).sqrt().unflatten(1, (height, width)),
+            opacity=opacity.unflatten(1, (height, width)),
+            seen=image[:, -1],
+            disagreement=(image[:, -2] + 1e-6).sqrt(),
+        )
+
+    def _draw(
+        self,
+        distribution: DepthDistribution,
+        size: tuple[int, int],
+        samples: int,
+        generator: torch.Generator | None,
+    ) -> Float[Tensor, "batch sample height width"]:
+        """Quantiles of the upsampled distribution, as positions in [0, 1] of inverse depth."""
+        with torch.no_grad():
+            probabilities = F.interpolate(
+                distribution.log_probabilities.exp(), size=size, mode="bilinear", align_corners=False
+            )
+            histogram = probabilities.flatten(2).transpose(1, 2)
+            quantiles = torch.arange(samples, device=histogram.device).add(0.5).expand(*histogram.shape[:2], -1)
+            if generator is not None:
+                jitter = torch.rand(quantiles.shape, generator=generator, device=histogram.device)
+                quantiles = quantiles + jitter - 0.5
+            return sample_histogram(histogram, quantiles / samples).transpose(1, 2).unflatten(-1, size)
+
+    def _look_up(
+        self,
+        features: PyramidFeatures,
+        source: Cameras,
+        target: Cameras,
+        inverse_depth: Float[Tensor, "batch sample ray"],
+    ) -> tuple[
+        Float[Tensor, "batch view point channel"],
+        Bool[Tensor, "batch view point"],
+        Float[Tensor, "batch view point"],
+    ]:
+        """Features and colour in every view, visibility, and the angle between the source's and the target's ray."""
+        batch, view = source.shape
+        pixels = F.pad(pixel_centers(target.size, target.device).reshape(-1, 2), (0, 1), value=1.0)
+        A, b = frustum_homography(target, source)
+        rays = (pixels @ A.transpose(-1, -2))[:, :, None]  # batch view 1 ray 3
+        moved = rays + b[:, :, None, None] * inverse_depth[:, None, ..., None]
+        moved = moved.flatten(2, 3)
+        positions = moved[..., :2] / safe_depth(moved[..., 2:])
+        seen = visible(positions, moved[..., 2], source.size)
+        looked_up = bilinear_lookup(features.fine.flatten(0, 1), positions.flatten(0, 1)).unflatten(0, (batch, view))
+
+        # direction to the point, divided by its depth: from the target d, from a source d - (c_s - c_t) / depth
+        directions = (pixels @ inverse_intrinsics(target.K).transpose(-1, -2)) @ target.c2w[:, :3, :3].transpose(-1, -2)
+        baseline = source.centers - target.centers[:, None]
+        from_source = directions[:, None, None] - baseline[:, :, None, None] * inverse_depth[:, None, ..., None]
+        cosine = F.cosine_similarity(from_source, directions[:, None, None], dim=-1).flatten(2)
+        return looked_up, seen, (2 - 2 * cosine).clamp_min(1e-8).sqrt() * 4
+
+    def _voxels(
+        self, distribution: DepthDistribution, positions: Float[Tensor, "batch sample height width"], top: int
+    ) -> Float[Tensor, "batch point channel"]:
+        """Coarse voxel features and log-probability, interpolated at the samples."""
+        log_probabilities = distribution.log_probabilities
+        planes = log_probabilities.shape[1]
+        cells = torch.cat([distribution.features, log_probabilities[:, None] * 0.2], 1).permute(0, 2, 3, 4, 1)
+        pixels = pixel_centers((positions.shape[3], positions.shape[2]), positions.device)
+        pixels = (pixels + pixels.new_tensor([0.0, top])) / FrustumVolume.scale
+        where = torch.cat([pixels.expand(*positions.shape, 2), (positions * planes)[..., None]], -1)
+        return trilinear_lookup(cells.contiguous(), where.flatten(1, 3))
+
+    def _mix_over_tile(
+        self, tokens: Float[Tensor, "batch sample ray channel"], size: tuple[int, int]
+    ) -> Float[Tensor, "batch sample ray channel"]:
+        """Residual 3x3 convolutions over the tile, sample by sample (the i-th quantiles form a smooth sheet)."""
+        image = tokens.flatten(0, 1).unflatten(1, size).permute(0, 3, 1, 2)  # channels last in memory
+        image = image + self.spatial_out(F.relu(self.spatial(F.relu(image))))
+        return image.permute(0, 2, 3, 1).reshape(tokens.shape)
+
+
+def closed_ray_weights(
+    sigmas: Float[Tensor, "*ray sample"],
+) -> tuple[Float[Tensor, "*ray sample"], Float[Tensor, "*ray"]]:
+    """Compositing weights of a ray that ends at its last sample: they sum to 1. Also the opacity without that end.
+
+    Samples are drawn where the surface is believed to be, so a ray that passed them all has nowhere else to go.
+    """
+    alphas = alphas_without_intervals(sigmas)
+    opacity = 1 - torch.prod(1 - alphas, dim=-1)
+    closed = torch.cat([alphas[..., :-1], torch.ones_like(alphas[..., :1])], -1)
+    return compositing_weights(closed), opacity

@@ -1,0 +1,121 @@
+"""The coarse stage: a volume in the target camera's frustum, matched over source views, gives depth distributions.
+
+    source features --homography per plane--> pair similarity, means --linear--> volume --3D U-Net--> logits, features
+
+The volume lies at 1/4 of the target's resolution and has any number of planes, evenly spaced in inverse depth: the
+network is convolutional along all three axes.
+"""
+
+import itertools
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from idnerf.geometry.projection import bilinear_lookup, frustum_homography, safe_depth, visible
+from idnerf.geometry.rays import pixel_centers
+from idnerf.models.feature_pyramid import PyramidFeatures, ResidualBlock
+from idnerf.models.plane_conv import PlaneConv
+from idnerf.models.view_matching import masked_mean_and_variance, pair_similarity
+from idnerf.rendering.sampling import inverse_depth_planes
+from idnerf.types import Cameras
+
+PLANES_PER_CHUNK = 8
+"""Planes looked up at once when no gradient is wanted: keeps the looked-up features to tens of megabytes."""
+
+
+@dataclass(frozen=True)
+class DepthDistribution:
+    """What the coarse stage knows of a target tile, at 1/4 of its resolution, plane 0 the nearest.
+
+    Attributes:
+        log_probabilities: over planes; exp sums to 1 over the plane axis.
+        features: of each voxel.
+    """
+
+    log_probabilities: Float[Tensor, "batch plane height4 width4"]
+    features: Float[Tensor, "batch channel plane height4 width4"]
+
+
+class VolumeUNet(nn.Module):
+    """Light 3D U-Net; widths at strides 1, 2, 4, 8. Sizes need not divide: upsampling goes to the skip's size."""
+
+    def __init__(self, widths: tuple[int, ...]):
+        super().__init__()
+        self.blocks = nn.ModuleList(ResidualBlock(w, 3) for w in widths)
+        self.downs = nn.ModuleList(PlaneConv(a, b, stride=2) for a, b in itertools.pairwise(widths))
+        self.laterals = nn.ModuleList(nn.Conv3d(b, a, 1) for a, b in itertools.pairwise(widths))
+        self.fuses = nn.ModuleList(ResidualBlock(w, 3) for w in widths[:-1])
+
+    def forward(self, x: Float[Tensor, "batch channel plane height width"]) -> Tensor:
+        x = self.blocks[0](x)
+        skips = [x]
+        for down, block in zip(self.downs, list(self.blocks)[1:], strict=True):
+            x = block(down(F.relu(x)))
+            skips.append(x)
+        for level in reversed(range(len(self.fuses))):
+            up = F.interpolate(self.laterals[level](F.relu(x)), size=skips[level].shape[2:], mode="nearest")
+            x = self.fuses[level](skips[level] + up)
+        return x
+
+
+class FrustumVolume(nn.Module):
+    """Builds the target-frustum volume and turns it into a depth distribution per 1/4-resolution pixel."""
+
+    scale = 4
+
+    def __init__(self, coarse_channels: int, coarse_groups: int, widths: tuple[int, ...], feature_channels: int):
+        super().__init__()
+        self.groups = coarse_groups
+        # pair similarity (mean, max), colour-like mean features, their spread per group, share of views that see it
+        self.embed = nn.Linear(2 * coarse_groups + coarse_channels + coarse_groups + 2, widths[0])
+        self.unet = VolumeUNet(widths)
+        self.head = PlaneConv(widths[0], 1 + feature_channels)
+
+    def forward(self, features: PyramidFeatures, source: Cameras, target: Cameras, planes: int) -> DepthDistribution:
+        """Args: ``source`` [batch view], ``target`` [batch] whose size is a multiple of 4."""
+        width4, height4 = target.width // self.scale, target.height // self.scale
+        inverse_depths = inverse_depth_planes(target.near, target.far, planes)
+        pixels = pixel_centers((width4, height4), target.device).reshape(-1, 2) * self.scale
+        A, b = frustum_homography(target, source)
+        rays = F.pad(pixels, (0, 1), value=1.0) @ A.transpose(-1, -2)  # batch view pixel 3
+        chunk = planes if torch.is_grad_enabled() else PLANES_PER_CHUNK
+        embedded = [
+            self.embed(self._match(features, source, rays, b, part)) for part in inverse_depths.split(chunk, dim=1)
+        ]
+        volume = torch.cat([e.unflatten(1, (-1, height4, width4)) for e in embedded], 1)
+        x = self.head(F.relu(self.unet(volume.permute(0, 4, 1, 2, 3))))
+        return DepthDistribution(F.log_softmax(x[:, 0], dim=1), x[:, 1:])
+
+    def _match(
+        self,
+        features: PyramidFeatures,
+        source: Cameras,
+        rays: Float[Tensor, "batch view pixel 3"],
+        b: Float[Tensor, "batch view 3"],
+        inverse_depths: Float[Tensor, "batch plane"],
+    ) -> Float[Tensor, "batch point cue"]:
+        batch, view = rays.shape[:2]
+        # (A p) d + b up to the positive factor d: multiplied by 1/d, which is what the planes are given in
+        moved = rays[:, :, None] + b[:, :, None, None, :] * inverse_depths[:, None, :, None, None]
+        moved = moved.flatten(2, 3)
+        positions = moved[..., :2] / safe_depth(moved[..., 2:])
+        seen = visible(positions, moved[..., 2], source.size)
+        looked_up = bilinear_lookup(features.coarse.flatten(0, 1), positions.flatten(0, 1) / self.scale).unflatten(
+            0, (batch, view)
+        )
+        mean, variance = masked_mean_and_variance(looked_up, seen)
+        spread = variance.unflatten(-1, (self.groups, -1)).sum(-1)
+        count = seen.sum(1, dtype=mean.dtype)[..., None]
+        return torch.cat(
+            [
+                pair_similarity(looked_up, seen, self.groups),
+                mean,
+                spread,
+                count / view,
+                (count >= 2).to(mean.dtype),
+            ],
+            -1,
+        )

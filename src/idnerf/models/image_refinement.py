@@ -1,0 +1,59 @@
+"""The last stage: a small image-space U-Net adds a residual to the blended colour and predicts the error that is left.
+
+Blending can only average what the sources show; sharpening, halos at occlusion edges and pixels that no source sees
+need neighbours. The predicted error is the scale b of a Laplace distribution of the colour error; confidence is the
+probability P(|error| < 0.1) = 1 - exp(-0.1 / b).
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from idnerf.models.feature_pyramid import ResidualBlock, start_at_zero, upsample2
+from idnerf.models.fine_samples import FineOutput
+
+CONFIDENT_ERROR = 0.1
+"""Confidence is the probability that the mean absolute colour error stays below this."""
+
+
+class ImageRefinement(nn.Module):
+    """U-Net at scales 1, 1/2, 1/4 over the composited tokens. The colour residual starts at zero."""
+
+    stride = 4
+
+    def __init__(self, token_channels: int, widths: tuple[int, int, int]):
+        super().__init__()
+        w0, w1, w2 = widths
+        # tokens, colour, position, spread, opacity, seen, disagreement
+        self.stem = nn.Conv2d(token_channels + 3 + 5, w0, 3, padding=1)
+        self.block0 = ResidualBlock(w0)
+        self.down1 = nn.Sequential(nn.Conv2d(w0, w1, 4, stride=2, padding=1), ResidualBlock(w1))
+        self.down2 = nn.Sequential(nn.Conv2d(w1, w2, 4, stride=2, padding=1), ResidualBlock(w2), ResidualBlock(w2))
+        self.lateral1 = nn.Conv2d(w2, w1, 1)
+        self.up1 = ResidualBlock(w1)
+        self.lateral0 = nn.Conv2d(w1, w0, 1)
+        self.up0 = ResidualBlock(w0)
+        self.head = nn.Conv2d(w0, 4, 3, padding=1)
+        start_at_zero(self.head)
+
+    def forward(
+        self, fine: FineOutput
+    ) -> tuple[Float[Tensor, "batch 3 height width"], Float[Tensor, "batch height width"]]:
+        """Returns colour in [0, 1] and the Laplace scale b of its error. Tile sizes must be multiples of 4."""
+        maps = torch.stack(
+            [fine.position * 2 - 1, fine.spread * 10, fine.opacity, fine.seen / 3, fine.disagreement * 5], 1
+        )
+        x = torch.cat([fine.tokens, fine.rgb * 2 - 1, maps], 1).contiguous(memory_format=torch.channels_last)
+        s0 = self.block0(self.stem(x))
+        s1 = self.down1(F.relu(s0))
+        s2 = self.down2(F.relu(s1))
+        s1 = self.up1(s1 + upsample2(self.lateral1(F.relu(s2))))
+        s0 = self.up0(s0 + upsample2(self.lateral0(F.relu(s1))))
+        out = self.head(F.relu(s0))
+        return fine.rgb + out[:, :3], F.softplus(out[:, 3] - 2.5) + 1e-3
+
+
+def confidence_of(scale: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    """P(|error| < CONFIDENT_ERROR) under a Laplace distribution of this scale."""
+    return -torch.expm1(-CONFIDENT_ERROR / scale)

@@ -1,0 +1,46 @@
+"""Do the source views agree about a point? Group-wise similarity over view pairs, symmetric in the views.
+
+Group-wise correlation: Guo et al., GwcNet (arXiv 1903.04025); pair averages over views: MatchNeRF (arXiv 2304.12294).
+"""
+
+import itertools
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def pair_similarity(
+    features: Float[Tensor, "batch view point channel"],
+    visible: Bool[Tensor, "batch view point"],
+    groups: int,
+) -> Float[Tensor, "batch point twice_groups"]:
+    """Mean and maximum, over pairs of views that both see the point, of group-wise cosines.
+
+    The maximum keeps the evidence of one good pair where a third view is occluded. Points that fewer than two views
+    see get zeros. ``features`` hold groups of unit length (or shorter, between pixels).
+    """
+    similarities, valid = [], []
+    for i, j in itertools.combinations(range(features.shape[1]), 2):
+        both = (visible[:, i] & visible[:, j])[..., None]
+        product = (features[:, i] * features[:, j]).unflatten(-1, (groups, -1)).sum(-1)
+        similarities.append(torch.where(both, product, product.new_tensor(0.0)))
+        valid.append(both)
+    count = torch.stack(valid).sum(0)
+    mean = torch.stack(similarities).sum(0) / count.clamp_min(1)
+    best = similarities[0]
+    for similarity, both in zip(similarities[1:], valid[1:], strict=True):
+        best = torch.where(both, torch.maximum(best, similarity), best)
+    return torch.cat([mean, best], -1)
+
+
+def masked_mean_and_variance(
+    values: Float[Tensor, "batch view point channel"], visible: Bool[Tensor, "batch view point"]
+) -> tuple[Float[Tensor, "batch point channel"], Float[Tensor, "batch point channel"]]:
+    """Mean and variance over the views that see the point (over all views where none does)."""
+    mask = visible[..., None].to(values.dtype)
+    mask = torch.where(mask.sum(1, keepdim=True) > 0, mask, torch.ones_like(mask))
+    weight = mask / mask.sum(1, keepdim=True)
+    mean = (weight * values).sum(1)
+    variance = (weight * (values - mean[:, None]).square()).sum(1)
+    return mean, variance

@@ -1,0 +1,73 @@
+"""Large targets tile by tile: memory does not depend on the image's size.
+
+A tile is nothing but a camera with a shifted principal point, so any model that renders a camera renders a tile.
+Tiles overlap by a margin that is cut away, so that convolutions see what lies beyond the seam.
+"""
+
+import itertools
+import math
+from collections.abc import Callable
+
+import torch
+
+from idnerf.geometry.cameras import crop
+from idnerf.types import Cameras, RenderOutput
+
+TILE_PIXELS = 360_000
+"""Largest target rendered in one piece (640x512 is)."""
+TILE_MARGIN = 32
+"""Pixels around a tile that are rendered and cut away."""
+
+
+def render_in_tiles(
+    render_tile: Callable[[Cameras], RenderOutput],
+    target: Cameras,
+    *,
+    tile_pixels: int = TILE_PIXELS,
+    margin: int = TILE_MARGIN,
+) -> RenderOutput:
+    """Render ``target`` [batch] with a function that renders one (cropped) target.
+
+    A target of at most ``tile_pixels`` is rendered in one piece. Otherwise the grid of tiles is chosen so that
+    each, with its margin, has at most that many.
+    """
+    width, height = target.size
+    if width * height <= tile_pixels:
+        return render_tile(target)
+    columns, rows = grid_of_tiles(width, height, tile_pixels, margin)
+    bands = []
+    for top, bottom in spans(height, rows):
+        tiles = []
+        for left, right in spans(width, columns):
+            x0, x1 = max(0, left - margin), min(width, right + margin)
+            y0, y1 = max(0, top - margin), min(height, bottom + margin)
+            output = render_tile(crop(target, x0, y0, (x1 - x0, y1 - y0)))
+            window = (..., slice(top - y0, bottom - y0), slice(left - x0, right - x0))
+            tiles.append(output.map(lambda x, window=window: x[window].clone()))
+        bands.append(concatenate(tiles, dim=-1))
+    return concatenate(bands, dim=-2)
+
+
+def grid_of_tiles(width: int, height: int, tile_pixels: int, margin: int) -> tuple[int, int]:
+    """Fewest (columns, rows) such that a tile with its margins has at most ``tile_pixels``, tiles nearly square."""
+    side = max(math.isqrt(tile_pixels) - 2 * margin, margin)
+    columns, rows = math.ceil(width / side), math.ceil(height / side)
+    return columns, rows
+
+
+def spans(length: int, count: int) -> list[tuple[int, int]]:
+    """Split ``length`` into ``count`` nearly equal runs, each starting at a multiple of 4."""
+    edges = [min(length, round(length * i / count / 4) * 4) for i in range(count)] + [length]
+    return [(a, b) for a, b in itertools.pairwise(edges) if b > a]
+
+
+def concatenate(outputs: list[RenderOutput], dim: int) -> RenderOutput:
+    """Join render outputs side by side (``dim=-1``) or on top of each other (``dim=-2``)."""
+
+    confidences = [output.confidence for output in outputs if output.confidence is not None]
+    return RenderOutput(
+        rgb=torch.cat([output.rgb for output in outputs], dim),
+        depth=torch.cat([output.depth for output in outputs], dim),
+        opacity=torch.cat([output.opacity for output in outputs], dim),
+        confidence=torch.cat(confidences, dim) if confidences else None,
+    )
