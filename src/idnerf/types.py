@@ -5,11 +5,11 @@ leading axes. Pure camera geometry (inverting, cropping, projecting) is in ``idn
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 
@@ -60,9 +60,7 @@ class Cameras:
         return Cameras(self.c2w[index], self.K[index], self.size, self.near[index], self.far[index])
 
     def to(self, device: torch.device | str) -> "Cameras":
-        return Cameras(
-            self.c2w.to(device), self.K.to(device), self.size, self.near.to(device), self.far.to(device)
-        )
+        return Cameras(self.c2w.to(device), self.K.to(device), self.size, self.near.to(device), self.far.to(device))
 
     def with_bounds(self, near: Float[Tensor, "..."], far: Float[Tensor, "..."]) -> "Cameras":
         """The same cameras with another depth range (broadcast to the batch shape)."""
@@ -124,8 +122,8 @@ class RenderOutput:
 
     def map(self, function: Any) -> "RenderOutput":
         """Apply ``function`` to every tensor."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return RenderOutput(**{k: None if v is None else function(v) for k, v in values.items()})
+        confidence = None if self.confidence is None else function(self.confidence)
+        return RenderOutput(function(self.rgb), function(self.depth), function(self.opacity), confidence)
 
 
 @dataclass(frozen=True)
@@ -154,6 +152,3 @@ class Batch:
             None if self.seen is None else self.seen.to(device),
             self.scenes,
         )
-
-
-Mask = Bool[Tensor, "*batch height width"]

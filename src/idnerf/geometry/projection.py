@@ -87,3 +87,24 @@ def bilinear_lookup(
         taps.reshape(-1, 4), maps.reshape(-1, channel), per_sample_weights=weights.reshape(-1, 4), mode="sum"
     )
     return sampled.reshape(image, points, channel)
+
+
+def trilinear_lookup(
+    volumes: Float[Tensor, "volume plane height width channel"], positions: Float[Tensor, "volume point 3"]
+) -> Float[Tensor, "volume point channel"]:
+    """Sample channels-last volumes at (u, v, plane) positions in cells (centres at +0.5), border values outside.
+
+    Two bilinear lookups (the planes below and above) of a volume whose planes are stacked into one tall image.
+    Gradients flow to ``volumes`` only.
+    """
+    _, planes, height, _, _ = volumes.shape
+    u, v, w = positions.detach().unbind(-1)
+    v = v.clamp(0.5, height - 0.5)  # do not bleed into the neighbouring plane
+    w = (w - 0.5).clamp(0, planes - 1)
+    below = w.floor()
+    above = (below + 1).clamp_max(planes - 1)
+    fraction = (w - below)[..., None].to(volumes.dtype)
+    stacked = volumes.flatten(1, 2)
+    low = bilinear_lookup(stacked, torch.stack([u, v + below * height], -1))
+    high = bilinear_lookup(stacked, torch.stack([u, v + above * height], -1))
+    return low + fraction * (high - low)

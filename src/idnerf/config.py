@@ -1,0 +1,83 @@
+"""Presets: named trainings. Each is a frozen dataclass whose every field is a flag of `idnerf train PRESET`."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from idnerf.models.idnerf import ModelConfig
+from idnerf.training.objectives import LossConfig
+from idnerf.training.optimizer import OptimizerConfig
+from idnerf.training.procedural_scenes import ProceduralScenesConfig
+from idnerf.training.trainer import TrainerConfig
+
+
+@dataclass(frozen=True)
+class ProceduralTraining:
+    """Train on procedural scenes: no data set needed."""
+
+    trainer: Annotated[TrainerConfig, tyro.conf.arg(name="")] = field(default_factory=TrainerConfig)
+    """The training."""
+    scenes: ProceduralScenesConfig = field(default_factory=ProceduralScenesConfig)
+    """The scenes."""
+    held_out: int = 8
+    """Number of held-out scenes for validation."""
+
+
+@dataclass(frozen=True)
+class DTUTraining:
+    """Train on DTU in the layout that the MVSNeRF family uses (docs/data.md)."""
+
+    trainer: Annotated[TrainerConfig, tyro.conf.arg(name="")] = field(default_factory=TrainerConfig)
+    """The training."""
+    root: Path = Path("data/DTU")
+    """DTU root: Cameras/train, Cameras/pair.txt, Rectified, Depths."""
+    size: tuple[int, int] = (640, 512)
+    """Image size (width, height)."""
+    held_out: int = 8
+    """Number of held-out views (of the test scans, where they are there) for validation."""
+
+
+CASCADE_LOSS = LossConfig(
+    mse=5.0, charbonnier=1.0, ssim=0.4, blend=0.5, depth_distribution=0.1, depth=1.0, confidence=0.01
+)
+PAPER_OPTIMIZER = OptimizerConfig(encoder_lr=5e-5, decoder_lr=5e-5, beta2=0.999, ema_decay=0.0)
+
+PRESETS: dict[str, ProceduralTraining | DTUTraining] = {
+    "cascade-procedural": ProceduralTraining(
+        TrainerConfig(loss=CASCADE_LOSS, optimizer=OptimizerConfig(), out=Path("runs/cascade-procedural"))
+    ),
+    "matchnerf-procedural": ProceduralTraining(
+        TrainerConfig(
+            model=ModelConfig(configuration="paper"),
+            optimizer=replace(PAPER_OPTIMIZER, encoder_lr=2e-4, decoder_lr=5e-4, ema_decay=0.999),
+            out=Path("runs/matchnerf-procedural"),
+        )
+    ),
+    "matchnerf-dtu": DTUTraining(
+        TrainerConfig(
+            model=ModelConfig(configuration="paper"),
+            optimizer=PAPER_OPTIMIZER,
+            steps=25 * 88 * 49,
+            source_views=(3, 3),
+            augment=False,
+            out=Path("runs/matchnerf-dtu"),
+        )
+    ),
+}
+
+
+def run_training(config: Any) -> Path:
+    """Run a preset's training; returns its run folder."""
+    from idnerf.training.trainer import train
+
+    if isinstance(config, DTUTraining):
+        from idnerf.training.dtu_scenes import DTUScenes, dtu_held_out
+
+        held_out = dtu_held_out(config.root, config.size, config.held_out)
+        return train(config.trainer, DTUScenes(config.root, config.size), held_out)
+    from idnerf.training.procedural_scenes import ProceduralScenes, held_out_examples
+
+    held_out = held_out_examples(config.scenes.scene, config.held_out)
+    return train(config.trainer, ProceduralScenes(config.scenes), held_out)

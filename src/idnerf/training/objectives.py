@@ -1,0 +1,136 @@
+"""What a configuration is trained for: a batch in, named loss terms and a few measures out.
+
+The cascade renders a whole tile (so SSIM applies) and is told the exact depth where the data knows it; the paper
+configuration renders scattered rays and is told colours only.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from idnerf.models.cascade import Cascade, Quality
+from idnerf.models.frustum_volume import FrustumVolume
+from idnerf.models.idnerf import IDNeRF
+from idnerf.models.paper import PaperModel
+from idnerf.training.losses import (
+    charbonnier,
+    depth_histogram,
+    inverse_depth_position,
+    laplace_negative_log_likelihood,
+    ssim_loss,
+)
+from idnerf.types import Batch
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the loss terms. A weight of 0 leaves the term out."""
+
+    mse: float = 1.0
+    """Mean squared error of the final colour."""
+    charbonnier: float = 0.0
+    """Charbonnier (smooth L1) error of the final colour."""
+    ssim: float = 0.0
+    """(1 - SSIM) / 2 of the final colour; tiles only."""
+    blend: float = 0.0
+    """Charbonnier error of the blended colour before the image-space refinement; cascade only."""
+    depth_distribution: float = 0.0
+    """Cross-entropy of the coarse depth distribution against exact depth; cascade only."""
+    depth: float = 0.0
+    """Absolute error of the expected position in inverse depth, in units of near-to-far; cascade only."""
+    confidence: float = 0.0
+    """Negative log-likelihood of the error that the model predicts for its own colour; cascade only."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """``terms`` are weighted and sum to the loss; ``rgb`` is the picture (or the rays' colours) that was rendered."""
+
+    terms: dict[str, Float[Tensor, ""]]
+    mse: Float[Tensor, ""]
+    rays: int
+
+    @property
+    def loss(self) -> Float[Tensor, ""]:
+        return torch.stack(list(self.terms.values())).sum()
+
+
+def objective(
+    model: IDNeRF,
+    batch: Batch,
+    config: LossConfig,
+    generator: torch.Generator,
+    *,
+    rays_per_step: int,
+    fast_share: float,
+) -> Objective:
+    """Loss of one batch. ``generator`` draws quality and sample jitter, or the pixels of the paper configuration."""
+    if isinstance(model.core, Cascade):
+        fast = float(torch.rand((), generator=generator, device=generator.device)) < fast_share
+        return cascade_objective(model.core, batch, config, generator, "fast" if fast else "full")
+    return paper_objective(model.core, batch, config, generator, rays_per_step)
+
+
+def cascade_objective(
+    core: Cascade, batch: Batch, config: LossConfig, generator: torch.Generator, quality: Quality = "full"
+) -> Objective:
+    """Every target pixel of the tile; exact depth on the coarse distribution and on the expected position."""
+    target = batch.target.cameras
+    output = core(core.encode(batch.source), target, quality=quality, generator=generator)
+    truth, rgb = batch.target.images, output.render.rgb
+    height, width = target.height, target.width
+    mse = (rgb - truth).square().mean()
+    terms = {"mse": config.mse * mse}
+    if config.charbonnier:
+        terms["charbonnier"] = config.charbonnier * charbonnier(rgb, truth)
+    if config.ssim:
+        terms["ssim"] = config.ssim * ssim_loss(rgb, truth)
+    if config.blend:
+        terms["blend"] = config.blend * charbonnier(output.fine.rgb[..., :height, :width], truth)
+    if batch.depth is not None:
+        weight = (batch.depth > 0).to(rgb.dtype)
+        if batch.seen is not None:  # depth that no source shows is a guess: ask less firmly for it
+            weight = weight * (0.1 + 0.9 * (batch.seen >= 1).to(rgb.dtype))
+        if config.depth_distribution:
+            padded = output.fine.position.shape[1:]
+            depth = F.pad(batch.depth, (0, padded[1] - width, 0, padded[0] - height))
+            log_probabilities = output.distribution.log_probabilities
+            scale = FrustumVolume.scale
+            histogram, known = depth_histogram(depth, target.near, target.far, log_probabilities.shape[1], scale)
+            known = known * F.avg_pool2d(F.pad(weight, (0, padded[1] - width, 0, padded[0] - height)), scale)
+            cross_entropy = -(histogram * log_probabilities).sum(1)
+            terms["depth_distribution"] = (
+                config.depth_distribution * (known * cross_entropy).sum() / known.sum().clamp_min(1)
+            )
+        if config.depth:
+            position = inverse_depth_position(batch.depth, target.near, target.far)
+            error = (output.fine.position[:, :height, :width] - position).abs()
+            terms["depth"] = config.depth * (weight * error).sum() / weight.sum().clamp_min(1)
+    if config.confidence:
+        error = (rgb - truth).abs().mean(1).detach()
+        scale_map = output.error_scale[:, :height, :width]
+        terms["confidence"] = config.confidence * laplace_negative_log_likelihood(error, scale_map)
+    return Objective(terms, mse.detach(), rays=rgb.shape[0] * height * width)
+
+
+def paper_objective(
+    core: PaperModel, batch: Batch, config: LossConfig, generator: torch.Generator, rays_per_step: int
+) -> Objective:
+    """Random pixels of the target: mean squared error of their colours (MatchNeRF, ID-NeRF)."""
+    images = batch.target.images
+    scenes, _, height, width = images.shape
+    number = min(rays_per_step, height * width)
+    index = torch.stack(
+        [torch.randperm(height * width, generator=generator, device=generator.device)[:number] for _ in range(scenes)]
+    ).to(images.device)
+    pixels = torch.stack([index % width, index // width], -1).to(images.dtype) + 0.5
+    truth = images.flatten(2).gather(2, index[:, None].expand(-1, 3, -1)).transpose(1, 2)
+    output = core.render_pixels(core.encode(batch.source), batch.target.cameras, pixels, generator=generator)
+    mse = (output.rgb - truth).square().mean()
+    terms = {"mse": config.mse * mse}
+    if config.charbonnier:
+        terms["charbonnier"] = config.charbonnier * charbonnier(output.rgb, truth)
+    return Objective(terms, mse.detach(), rays=scenes * number)

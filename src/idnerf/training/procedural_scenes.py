@@ -1,0 +1,123 @@
+"""Examples from procedural scenes: made on the fly, kept in a pool folder for reuse, easy scenes first.
+
+python -m idnerf.training.procedural_scenes --pool POOL --count 2000      fills the pool ahead of a training
+"""
+
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from idnerf.data.procedural.config import ProceduralConfig, ProceduralScene
+from idnerf.data.procedural.generate import generate_scene
+from idnerf.data.procedural.pool import pack_scene, scene_path, unpack_scene
+from idnerf.data.seen import count_seen
+from idnerf.geometry.cameras import view_distances
+from idnerf.training.examples import Example, bounds_from_sources, draw_int
+
+
+@dataclass(frozen=True)
+class ProceduralScenesConfig:
+    """Which procedural scenes a training sees, and when."""
+
+    scene: ProceduralConfig = field(default_factory=lambda: ProceduralConfig(size=(288, 208)))
+    """What each scene is drawn from; the curriculum lowers the upper end of its complexity at first."""
+    pool: Path | None = None
+    """Folder that keeps generated scenes (about 1.5 MB each); none generates every scene anew."""
+    first_seed: int = 0
+    """Seed of the first scene. Held-out scenes have seeds from 1,000,000,000 on."""
+    reuse: float = 4.0
+    """Examples drawn per scene on average: a new scene joins every so many examples."""
+    start_scenes: int = 64
+    """Scenes known at the first step."""
+    max_scenes: int = 1_000_000
+    """No more scenes than this are made."""
+    ramp_scenes: int = 400
+    """Number of scenes over which complexity rises from the easy third to its full range."""
+
+
+class ProceduralScenes:
+    """Scene provider of a training on procedural scenes."""
+
+    def __init__(self, config: ProceduralScenesConfig):
+        self.config = config
+
+    def scene_config(self, index: int) -> ProceduralConfig:
+        """Configuration of scene number ``index``: from easy to hard."""
+        low, high = self.config.scene.complexity
+        progress = min(1.0, 1 / 3 + index / max(1, self.config.ramp_scenes))
+        return replace(self.config.scene, complexity=(low, low + (high - low) * progress))
+
+    def scene(self, index: int) -> ProceduralScene:
+        """Scene number ``index``, from the pool where it is there; else generated, and kept there."""
+        seed = self.config.first_seed + index
+        if self.config.pool is None:
+            return generate_scene(seed, self.scene_config(index))
+        path = scene_path(self.config.pool, seed)
+        if not path.is_file():
+            pack_scene(generate_scene(seed, self.scene_config(index)), path)
+        return unpack_scene(path)
+
+    def example(self, item: int, num_sources: int, generator: torch.Generator) -> Example:
+        """A target view and ``num_sources`` of its nearest views; scenes join one by one as items go on.
+
+        Half of the examples come from the newest quarter of the scenes known at that item.
+        """
+        c = self.config
+        known = min(c.max_scenes, c.start_scenes + int(item / c.reuse))
+        first = 0 if torch.rand((), generator=generator) < 0.5 else known * 3 // 4
+        scene = self.scene(draw_int(first, known - 1, generator))
+        return draw_example(scene, num_sources, generator)
+
+
+def draw_example(scene: ProceduralScene, num_sources: int, generator: torch.Generator) -> Example:
+    """A random target and sources drawn from its ``num_sources + 1`` nearest views."""
+    cameras = scene.views.cameras
+    target = draw_int(0, len(cameras) - 1, generator)
+    order = view_distances(cameras, cameras[target]).argsort()
+    order = order[order != target][: num_sources + 1]
+    chosen = order[torch.randperm(len(order), generator=generator)[:num_sources]]
+    return make_example(scene, target, chosen)
+
+
+def make_example(scene: ProceduralScene, target: int, sources: torch.Tensor) -> Example:
+    """The example of given view numbers; pixels deeper or nearer than the sources' bounds count as unknown depth."""
+    source = scene.views[sources]
+    cameras = bounds_from_sources(scene.views.cameras[target], source.cameras)
+    depth = scene.depth[target]
+    seen = count_seen(source.cameras, scene.depth[sources], cameras, depth)
+    known = (depth >= cameras.near) & (depth <= cameras.far)
+    views = type(source)(scene.views.images[target], cameras)
+    return Example(source, views, torch.where(known, depth, 0.0), seen, scene.name)
+
+
+HELD_OUT_SEED = 1_000_000_000
+"""Seeds from here on are never trained on."""
+
+
+def held_out_examples(config: ProceduralConfig, count: int, num_sources: int = 3) -> list[Example]:
+    """``count`` held-out scenes, complexity spread evenly over its range, view 0 from its nearest other views."""
+    examples = []
+    low, high = config.complexity
+    for number in range(count):
+        level = low + (high - low) * (number + 0.5) / count
+        scene = generate_scene(HELD_OUT_SEED + number, replace(config, complexity=(level, level)))
+        order = view_distances(scene.views.cameras, scene.views.cameras[0]).argsort()
+        examples.append(make_example(scene, 0, order[order != 0][:num_sources]))
+    return examples
+
+
+def fill(pool: Path, start: int = 0, count: int = 1000, nice: int = 5) -> None:
+    """Generate scenes ``start`` to ``start + count`` of the default training into a pool folder."""
+    os.nice(nice)
+    torch.set_num_threads(1)
+    scenes = ProceduralScenes(ProceduralScenesConfig(pool=pool))
+    for index in range(start, start + count):
+        scenes.scene(index)
+
+
+if __name__ == "__main__":
+    import tyro
+
+    tyro.cli(fill)

@@ -1,0 +1,73 @@
+"""Training state on disk: weights, their average and AdamW's moments in one file, so that they never disagree."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from idnerf.checkpoint import read_tensors, write_tensors
+from idnerf.errors import InputError
+
+STATE_FILE = "training_state.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What the next step needs. All randomness is a function of (seed, step), so the step is the random state."""
+
+    step: int
+    model: dict[str, Tensor]
+    ema: dict[str, Tensor]
+    moments: dict[str, Tensor]
+    config: dict[str, Any]
+
+
+def save_state(
+    path: Path,
+    step: int,
+    model: nn.Module,
+    ema: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    config: dict[str, Any],
+) -> None:
+    """Write everything as one file, atomically."""
+    tensors = {f"model/{k}": v for k, v in model.state_dict().items()}
+    tensors |= {f"ema/{k}": v for k, v in ema.items()}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"moments/{name}/{key}"] = value if isinstance(value, Tensor) else torch.tensor(float(value))
+    write_tensors(path, {k: v.clone() for k, v in tensors.items()}, {"step": step, "train_config": config})
+
+
+def load_state(path: Path) -> TrainingState:
+    """Read a training state. Raises InputError when it is missing, truncated or another kind of file."""
+    tensors, metadata = read_tensors(path, "training state")
+    if "step" not in metadata:
+        raise InputError(f"{path} holds weights but no training state; --resume expects the folder of a training run")
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+    return TrainingState(metadata["step"], part("model/"), part("ema/"), part("moments/"), metadata["train_config"])
+
+
+def restore(state: TrainingState, model: nn.Module, ema: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+    """Put a state back, bit for bit. Raises InputError when the state belongs to another model."""
+    expected = model.state_dict()
+    wrong = [k for k in expected if k not in state.model or state.model[k].shape != expected[k].shape]
+    if wrong or len(expected) != len(state.model):
+        raise InputError(
+            f"the training state does not fit the model (first difference: {(wrong or ['number of tensors'])[0]}); "
+            "resume with the preset and model options that the run was started with"
+        )
+    model.load_state_dict(state.model)
+    for name, value in state.ema.items():
+        ema[name].copy_(value)
+    for name, parameter in model.named_parameters():
+        moments = {k.removeprefix(f"{name}/"): v for k, v in state.moments.items() if k.rpartition("/")[0] == name}
+        if moments:
+            optimizer.state[parameter] = {
+                k: v.clone() if k == "step" else v.to(parameter.device, copy=True) for k, v in moments.items()
+            }

@@ -1,0 +1,282 @@
+"""The training loop: the only place that calls ``backward()`` and ``step()``.
+
+StepDataset (examples by step) -> objective (loss terms) -> backward, clip, AdamW, EMA -> log, validate, save
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from idnerf.checkpoint import read_tensors, write_tensors
+from idnerf.errors import InputError
+from idnerf.models.idnerf import IDNeRF, ModelConfig, config_to_json
+from idnerf.models.paper import PaperModel
+from idnerf.models.published import initialise_encoder
+from idnerf.training.examples import Example, SceneProvider, StepDataset, seeded
+from idnerf.training.losses import psnr_of_mse
+from idnerf.training.objectives import LossConfig, objective
+from idnerf.training.optimizer import (
+    OptimizerConfig,
+    make_optimizer,
+    one_cycle,
+    set_learning_rate,
+    update_ema,
+)
+from idnerf.training.run_log import RunLog, Window
+from idnerf.training.state import STATE_FILE, load_state, restore, save_state
+from idnerf.types import Batch
+
+
+class TrainingDivergedError(RuntimeError):
+    """The loss is not finite. The last good checkpoint stays where it is."""
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """A training, whatever its data."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The network."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Weights of the loss terms."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """AdamW and its schedule."""
+    out: Path = Path("runs/idnerf")
+    """Run folder: weights, training state, logs."""
+    resume: Path | None = None
+    """Run folder to continue; the same options continue it bit for bit on the CPU."""
+    init: str | None = None
+    """Weights to start from (a file, a hub id, `default`); the optimizer starts afresh."""
+    encoder_init: Path | None = None
+    """GMFlow weights from `idnerf convert` for the encoder of the `paper` configuration."""
+    steps: int = 20_000
+    """Training steps; the learning-rate schedule ends there."""
+    batch_size: int = 1
+    """Scenes per step and process."""
+    source_views: tuple[int, int] = (2, 4)
+    """Fewest and most source views; one number is drawn per step."""
+    tile: tuple[int, int] | None = (128, 96)
+    """Target pixels per step as a window (width, height); None takes whole images."""
+    rays: int = 1024
+    """Target rays per scene and step of the `paper` configuration, which takes scattered pixels."""
+    fast_share: float = 0.5
+    """Share of the `cascade` steps trained at quality `fast` (fewer planes and samples), so that both are learnt."""
+    augment: bool = True
+    """Recolour scenes at random, the same way for every view."""
+    seed: int = 0
+    """Of weights, examples and samples."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    precision: str = "32-true"
+    """Lightning Fabric's precision, such as 32-true or bf16-mixed."""
+    processes: int = 1
+    """Processes on this machine; under torchrun its own count is used."""
+    workers: int = 1
+    """Data loader processes; 0 loads in the training process."""
+    threads: int = 0
+    """Threads of PyTorch on the CPU; 0 leaves its choice."""
+    log_every: int = 50
+    """Steps between log entries."""
+    validate_every: int = 1000
+    """Steps between validations on held-out scenes; 0 never validates."""
+    save_every: int = 250
+    """Steps between checkpoints."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "rays", "processes", "log_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(self, name)}")
+        low, high = self.source_views
+        if not 2 <= low <= high:
+            raise InputError(f"--source-views: expected 2 <= fewest <= most, got {low} {high}")
+        if self.tile is not None and min(self.tile) < 8:
+            raise InputError(f"--tile: expected at least 8x8 pixels, got {self.tile[0]}x{self.tile[1]}")
+
+
+def train(config: TrainerConfig, scenes: SceneProvider, held_out: list[Example]) -> Path:
+    """Train; returns the run folder, which holds ``weights.safetensors`` and the training state.
+
+    Args:
+        config: the training.
+        scenes: where examples come from.
+        held_out: examples with whole target images for validation.
+
+    Raises:
+        TrainingDivergedError: the loss is not finite; names the step and the scenes.
+        InputError: a run folder that cannot be resumed, or options that do not fit.
+    """
+    from lightning_fabric import Fabric
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    fabric = Fabric(
+        accelerator=config.device, devices=config.processes, precision=config.precision,  # type: ignore[arg-type]
+        strategy="ddp" if config.processes > 1 else "auto",
+    )  # fmt: skip
+    fabric.launch()
+    run = config.resume or config.out
+    if config.resume is None and (run / STATE_FILE).exists():
+        raise InputError(f"{run} holds a training already: continue it with --resume {run}, or give another --out")
+
+    torch.manual_seed(config.seed)
+    model = IDNeRF(config.model) if config.init is None else IDNeRF.from_pretrained(config.init)
+    if config.encoder_init is not None:
+        start_encoder(model, config.encoder_init)
+    model.train()
+    ema = {name: value.clone().to(fabric.device) for name, value in model.state_dict().items()}
+    optimizer = make_optimizer(model, config.optimizer)
+    wrapped, optimizer = fabric.setup(Objectives(model, config), optimizer)
+    start = 0
+    if config.resume is not None:
+        state = load_state(run / STATE_FILE)
+        restore(state, model, ema, optimizer.optimizer)
+        start = state.step
+
+    log = RunLog(run, config.steps, start, active=fabric.is_global_zero)
+    window = Window()
+    settings = plain(config)
+    try:
+        for step, batch in zip(range(start, config.steps), load_batches(config, scenes, start, fabric), strict=True):
+            batch = batch.to(fabric.device)
+            set_learning_rate(optimizer.optimizer, one_cycle(step / config.steps, config.optimizer))
+            optimizer.zero_grad()
+            terms, mse, rays = wrapped(batch, step, fabric.global_rank)
+            loss = torch.stack(list(terms.values())).sum()
+            if not torch.isfinite(loss):
+                raise TrainingDivergedError(
+                    f"the loss is not finite at step {step} on {', '.join(batch.scenes)} "
+                    f"({', '.join(f'{k} {v:.2g}' for k, v in terms.items())}); the last good checkpoint stays in {run}"
+                )
+            fabric.backward(loss)
+            if config.optimizer.grad_clip:
+                fabric.clip_gradients(wrapped, optimizer, max_norm=config.optimizer.grad_clip, error_if_nonfinite=False)
+            optimizer.step()
+            update_ema(ema, model, config.optimizer.ema_decay, step)
+            window.add(terms, mse, rays * fabric.world_size)
+            log.advance(step + 1, window.status())
+            if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
+                log.numbers(step + 1, window.take(), "train")
+            if config.validate_every and (step + 1) % config.validate_every == 0 and fabric.is_global_zero:
+                log.numbers(step + 1, validate(model, ema, held_out, log, step + 1), "validation")
+            if ((step + 1) % config.save_every == 0 or step + 1 == config.steps) and fabric.is_global_zero:
+                save_state(run / STATE_FILE, step + 1, model, ema, optimizer.optimizer, settings)
+                save_weights(run / "weights.safetensors", model, ema, step + 1)
+        if fabric.is_global_zero and config.validate_every and held_out:
+            log.numbers(config.steps, validate(model, ema, held_out, log, config.steps), "validation")
+    finally:
+        log.close()
+    return run
+
+
+def start_encoder(model: IDNeRF, path: Path) -> None:
+    """Put GMFlow's weights into the encoder. Raises InputError for another configuration or another kind of file."""
+    if not isinstance(model.core, PaperModel):
+        raise InputError("--encoder-init holds GMFlow weights: only the `paper` configuration has that encoder")
+    tensors, metadata = read_tensors(path)
+    if metadata.get("encoder") != "gmflow":
+        raise InputError(f"{path} holds no GMFlow encoder: make it with `idnerf convert gmflow_sintel-0c07dcb3.pth`")
+    initialise_encoder(model.core, tensors)
+
+
+class Objectives(torch.nn.Module):
+    """The model with its objective as one ``forward``, which is what data-parallel wrappers synchronise."""
+
+    def __init__(self, model: IDNeRF, config: TrainerConfig):
+        super().__init__()
+        self.model, self.config = model, config
+
+    def forward(self, batch: Batch, step: int, rank: int) -> tuple[dict[str, Tensor], Tensor, int]:
+        """Loss terms, mean squared error and number of rays; randomness is a function of (seed, step, rank)."""
+        device = batch.target.images.device
+        generator = torch.Generator(device).manual_seed(seeded(self.config.seed, step, 2 + rank).initial_seed())
+        result = objective(
+            self.model,
+            batch,
+            self.config.loss,
+            generator,
+            rays_per_step=self.config.rays,
+            fast_share=self.config.fast_share,
+        )
+        return result.terms, result.mse, result.rays
+
+
+def load_batches(config: TrainerConfig, scenes: SceneProvider, start: int, fabric: Any) -> DataLoader:
+    """Batches of steps ``start`` to the end, in order, made by worker processes."""
+    dataset = StepDataset(
+        scenes,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        source_views=config.source_views,
+        tile=config.tile if config.model.configuration == "cascade" else None,
+        augment=config.augment,
+        rank=fabric.global_rank,
+        world=fabric.world_size,
+    )
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=range(start, config.steps),
+        num_workers=config.workers,
+        prefetch_factor=4 if config.workers else None,
+        persistent_workers=False,
+        collate_fn=keep,
+        worker_init_fn=limit_threads,
+    )
+
+
+def keep(batch: Any) -> Any:
+    """Batches come whole from the dataset."""
+    return batch
+
+
+def limit_threads(_: int) -> None:
+    """A loader worker takes one core."""
+    torch.set_num_threads(1)
+
+
+def validate(
+    model: IDNeRF, ema: dict[str, Tensor], held_out: list[Example], log: RunLog, step: int
+) -> dict[str, float]:
+    """Mean PSNR (and depth error where exact depth is known) of the averaged weights on held-out scenes."""
+    current = {k: v.clone() for k, v in model.state_dict().items()}
+    model.load_state_dict(ema)
+    model.eval()
+    psnrs, depth_errors = [], []
+    for number, example in enumerate(held_out):
+        source, target = example.source.to(model.device), example.target.to(model.device)
+        output = model.render(source, target.cameras)
+        psnrs.append(psnr_of_mse(float((output.rgb - target.images).square().mean())))
+        if example.depth is not None and (known := example.depth.to(model.device) > 0).any():
+            truth = example.depth.to(model.device)[known]
+            depth_errors.append(float(((output.depth[known] - truth).abs() / truth).median()))
+        if number < 4:
+            log.picture(step, f"held_out/{number}", torch.cat([output.rgb, target.images], -1).cpu())
+    model.load_state_dict(current)
+    model.train()
+    values = {"psnr": sum(psnrs) / max(len(psnrs), 1)}
+    if depth_errors:
+        values["depth_median_relative_error"] = sum(depth_errors) / len(depth_errors)
+    return values
+
+
+def save_weights(path: Path, model: IDNeRF, ema: dict[str, Tensor], step: int) -> None:
+    """The averaged weights in half precision, as ``IDNeRF.from_pretrained`` reads them."""
+    tensors = {k: v.half() if v.dtype == torch.float32 else v for k, v in ema.items()}
+    write_tensors(path, tensors, {"config": config_to_json(model.config), "step": step})
+
+
+def plain(value: Any) -> Any:
+    """A config as JSON values."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return str(value) if isinstance(value, Path) else value
