@@ -8,8 +8,14 @@ __version__ = "0.1.0"
 # Names of the public API and the modules they live in: loaded on first use, so that ``import idnerf`` stays
 # fast.
 _LAZY = {
+    "Cameras": "idnerf.types",
+    "IDNeRF": "idnerf.models.idnerf",
+    "InputError": "idnerf.errors",
+    "RenderOutput": "idnerf.types",
     "Scene": "idnerf.data.scene",
+    "Views": "idnerf.types",
     "load_scene": "idnerf.data.load",
+    "render": "idnerf.arrays",
 }
 
 

@@ -1,0 +1,72 @@
+"""Arrays in, arrays out: for those who have cameras of their own and want none of our types."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from idnerf.errors import InputError
+from idnerf.models.idnerf import IDNeRF
+from idnerf.types import Cameras, RenderOutput, Views
+
+
+def render(
+    images: Any,
+    K: Any,
+    c2w: Any,
+    target_K: Any,
+    target_c2w: Any,
+    near: float,
+    far: float,
+    *,
+    size: tuple[int, int] | None = None,
+    model: IDNeRF | str = "default",
+    quality: str = "full",
+) -> RenderOutput:
+    """Render one new view from source photos given as arrays (anything ``torch.as_tensor`` takes).
+
+    Args:
+        images: [view, 3, height, width] or [view, height, width, 3], RGB; floats in [0, 1] or 8-bit.
+        K: [view, 3, 3] or [3, 3], pixels, centres at +0.5.
+        c2w: [view, 4, 4] camera-to-world, OpenCV axes.
+        target_K, target_c2w: [3, 3] and [4, 4] of the view to render.
+        near, far: depth range (z) of the scene, in the units of ``c2w``.
+        size: (width, height) to render; the sources' size by default.
+        model: an ``IDNeRF``, or what ``IDNeRF.from_pretrained`` takes.
+        quality: ``full`` or ``fast``.
+
+    Raises:
+        InputError: shapes that do not fit, numbers that are not finite, near and far that are no range.
+    """
+    images, K, c2w = torch.as_tensor(images), torch.as_tensor(K), torch.as_tensor(c2w)
+    target_K, target_c2w = torch.as_tensor(target_K).float(), torch.as_tensor(target_c2w).float()
+    if images.dim() != 4 or 3 not in (images.shape[1], images.shape[3]):
+        raise InputError(f"expected images [view, 3, height, width] or [view, height, width, 3], got {shape(images)}")
+    if images.shape[1] != 3:
+        images = images.permute(0, 3, 1, 2)
+    images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+    count, _, height, width = images.shape
+    K = K.float().expand(count, 3, 3) if K.shape[-2:] == (3, 3) and K.dim() in (2, 3) and len(K) in (3, count) else K
+    for name, value, expected in (
+        ("K", K, (count, 3, 3)),
+        ("c2w", c2w, (count, 4, 4)),
+        ("target_K", target_K, (3, 3)),
+        ("target_c2w", target_c2w, (4, 4)),
+    ):
+        if tuple(value.shape) != expected:
+            raise InputError(f"expected {name} of shape {list(expected)} for {count} images, got {shape(value)}")
+        if not torch.isfinite(value).all():
+            raise InputError(f"{name} holds numbers that are not finite: check the poses")
+    if not 0 < near < far:
+        raise InputError(f"expected 0 < near < far, got near {near} and far {far}")
+    if quality not in ("full", "fast"):
+        raise InputError(f"expected quality 'full' or 'fast', got {quality!r}")
+    bounds = torch.tensor([near, far])
+    source = Cameras(c2w.float(), K.float(), (width, height), bounds[0].expand(count), bounds[1].expand(count))
+    target = Cameras(target_c2w, target_K, size or (width, height), bounds[0], bounds[1])
+    network = IDNeRF.from_pretrained(model) if isinstance(model, str) else model
+    return network.render(Views(images, source).to(network.device), target.to(network.device), quality=quality)  # type: ignore[arg-type]
+
+
+def shape(value: torch.Tensor | Sequence) -> list[int]:
+    return list(value.shape) if isinstance(value, torch.Tensor) else [len(value)]

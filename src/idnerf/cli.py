@@ -1,0 +1,80 @@
+"""The command line: `idnerf COMMAND ...`. Each command is a function with typed arguments; tyro makes its flags.
+
+Commands are imported when they are called, so that `idnerf --help` answers at once.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from idnerf import __version__
+from idnerf.errors import InputError
+
+COMMANDS = {
+    "demo": "a first picture: render a bundled scene with the default weights (no download, CPU)",
+    "render": "new views of a scene as pictures or video",
+    "evaluate": "score held-out views of scenes, with published protocols",
+    "train": "train a preset",
+    "scenes": "write procedural scenes to disk",
+    "convert": "published GMFlow and MatchNeRF checkpoints to our format",
+}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run one command. Raises InputError for bad input; SystemExit for --help and wrong flags."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        raise SystemExit(0 if arguments else 2)
+    command, *rest = arguments
+    if command in ("-V", "--version"):
+        print(f"idnerf {__version__}")
+        return
+    if command not in COMMANDS:
+        raise InputError(f"unknown command {command!r}: expected one of {', '.join(COMMANDS)} (idnerf --help)")
+    from idnerf.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    module = importlib.import_module(f"idnerf.commands.{command}")
+    if command == "train":
+        module.train(rest)
+        return
+    import tyro
+
+    tyro.cli(getattr(module, command), args=rest, prog=f"idnerf {command}")
+
+
+def usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: idnerf COMMAND [options]",
+            "",
+            "Two or three posed photos in; novel views, depth and video out.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "`idnerf COMMAND --help` lists a command's options; `idnerf --version` prints the version.",
+        ]
+    )
+
+
+def entry_point() -> None:
+    """Console script: one clear line and exit code 2 on bad input, 130 on Ctrl-C."""
+    try:
+        main(sys.argv[1:])
+    except InputError as error:
+        print(f"idnerf: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("idnerf: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    entry_point()

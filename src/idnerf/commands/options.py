@@ -1,0 +1,83 @@
+"""What several commands read the same way: sizes, lists of views, devices."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from idnerf.data.scene import Scene
+from idnerf.errors import InputError
+
+DEFAULT_LONGER_SIDE = 960
+"""Photos larger than this are worked on at this size unless --size says otherwise."""
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """``480x320`` to (480, 320)."""
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(p.isdigit() for p in parts) or min(map(int, parts)) < 16:
+        raise InputError(f"expected --size as WIDTHxHEIGHT of at least 16 pixels each, such as 480x320; got {text!r}")
+    return int(parts[0]), int(parts[1])
+
+
+def parse_views(text: str | None, flag: str) -> tuple[int, ...] | None:
+    """``0,3,7`` to (0, 3, 7)."""
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.replace(" ", "").split(",") if part)
+    except ValueError:
+        raise InputError(f"expected {flag} as view numbers such as 0,3,7; got {text!r}") from None
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` takes the GPU where there is one."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise InputError(f"expected --device auto, cpu or cuda, got {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: PyTorch finds no CUDA device here; use --device cpu or auto")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def working_size(scene: Scene) -> tuple[int, int]:
+    """The photos' size, shrunk to a longer side of at most ``DEFAULT_LONGER_SIDE``."""
+    width, height = scene.cameras.size
+    share = min(1.0, DEFAULT_LONGER_SIDE / max(width, height))
+    return max(16, round(width * share)), max(16, round(height * share))
+
+
+def check_quality(quality: str) -> None:
+    if quality not in ("full", "fast"):
+        raise InputError(f"expected --quality full or fast, got {quality!r}")
+
+
+def load_model(weights: str, device: torch.device) -> Any:
+    """An ``IDNeRF`` in evaluation mode."""
+    from idnerf.models.idnerf import IDNeRF
+
+    return IDNeRF.from_pretrained(weights).to(device)
+
+
+@contextlib.contextmanager
+def progress_bar(title: str) -> Iterator[Any]:
+    """Yields update(done, total); silent when standard error is no terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def check_writable(path: Path) -> None:
+    """Fail before the work, not after it."""
+    parent = path if path.is_dir() else path.parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise InputError(f"cannot write {path}: {parent} is a file, not a folder")

@@ -1,0 +1,169 @@
+"""`idnerf render`: new views of a scene as pictures or video."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import tyro
+from torch import Tensor
+
+from idnerf.commands.options import (
+    check_quality,
+    check_writable,
+    choose_device,
+    load_model,
+    parse_size,
+    parse_views,
+    progress_bar,
+    working_size,
+)
+from idnerf.data.load import load_scene
+from idnerf.data.scene import Scene
+from idnerf.errors import InputError
+from idnerf.geometry.cameras import view_distances
+from idnerf.geometry.trajectories import camera_path
+from idnerf.rendering.colormap import colorize_depth
+from idnerf.types import Cameras, RenderOutput
+from idnerf.video import VIDEO_SUFFIXES, write_frames, write_video
+
+
+def render(
+    scene: tyro.conf.Positional[Path],
+    out: Path,
+    *,
+    sources: str | None = None,
+    num_sources: int = 3,
+    target: int | None = None,
+    path: str | None = None,
+    frames: int = 60,
+    fps: float = 24.0,
+    size: str | None = None,
+    weights: str = "default",
+    quality: str = "full",
+    depth: bool = False,
+    device: str = "auto",
+    scan: str | None = None,
+    light: int = 3,
+) -> None:
+    """Render new views of a scene from a few of its photos.
+
+    Args:
+        scene: folder of posed photos; its format is recognised (LLFF, transforms.json, Blender, COLMAP, DTU).
+        out: .png (one view), .mp4 or .gif (a camera path), or a folder (numbered PNGs).
+        sources: view numbers to render from, such as 0,3,7. Default: the nearest ones.
+        num_sources: how many source views where --sources is not given.
+        target: render the camera of this view; its own photo is not used.
+        path: camera path: interpolate (through the sources), spiral, or orbit.
+        frames: number of frames of the path.
+        fps: frames per second of a video.
+        size: size to render at, such as 480x320. Default: the photos' own, at most 960 on the longer side.
+        weights: `default`, a file, a run folder or a hub id.
+        quality: full, or fast (fewer depth planes and samples).
+        depth: also the depth: beside the colour in a picture or video, as files of its own in a folder.
+        device: auto, cpu or cuda.
+        scan: which scan of a DTU root.
+        light: which light of DTU, 0 to 6.
+    """
+    check_quality(quality)
+    if target is not None and path is not None:
+        raise InputError("expected --target or --path, not both: one renders a view of the scene, the other a path")
+    if out.suffix not in (".png", "", *VIDEO_SUFFIXES):
+        raise InputError(f"expected --out ending in .png, .mp4 or .gif, or a folder; got {out.name!r}")
+    if target is not None and out.suffix in VIDEO_SUFFIXES:
+        raise InputError(f"--target renders one picture and --out {out.name} is a video: give a .png or a --path")
+    check_writable(out)
+    wanted_size = parse_size(size)
+    where = choose_device(device)
+    loaded = load_scene(scene, scan=scan, light=light)
+    loaded = loaded.resized(wanted_size or working_size(loaded))
+    cameras, chosen = choose_views(loaded, target, parse_views(sources, "--sources"), num_sources)
+    source_cameras = loaded.cameras[list(chosen)]
+    if cameras is None:
+        still = out.suffix == ".png"
+        cameras = camera_path(path or "interpolate", source_cameras, frames)
+        cameras = cameras[len(cameras) // 4][None] if still else cameras
+    cameras = cameras.with_bounds(*Scene.target_bounds(source_cameras))
+
+    model = load_model(weights, where)
+    start = time.perf_counter()
+    with torch.inference_mode():
+        features = model.encode(loaded.views(list(chosen)).to(where)[None])
+        encoded = time.perf_counter() - start
+        with progress_bar("rendering") as update:
+
+            def outputs() -> Iterator[RenderOutput]:
+                for number in range(len(cameras)):
+                    yield model.render_target(features, cameras[number][None].to(where), quality=quality)
+                    update(number + 1, len(cameras))
+
+            count = write_outputs(out, outputs(), cameras, depth, fps)
+    seconds = time.perf_counter() - start
+    names = ", ".join(str(loaded.view_ids[i]) for i in chosen)
+    print(
+        f"{out}: {count} view{'s' if count > 1 else ''} of {loaded.name} ({loaded.format}) at "
+        f"{cameras.width}x{cameras.height} from views {names}; encoding {encoded:.1f} s, "
+        f"{(seconds - encoded) / count:.2f} s a view"
+    )
+
+
+def choose_views(
+    scene: Scene, target: int | None, sources: tuple[int, ...] | None, num_sources: int
+) -> tuple[Cameras | None, list[int]]:
+    """The target camera ([1], or None for a path) and the positions of the source views."""
+    chosen = None
+    if sources is not None:
+        chosen = [scene.index_of(i) for i in sources]
+        if len(set(chosen)) < 2:
+            raise InputError(f"expected at least 2 different views in --sources, got {','.join(map(str, sources))}")
+    if target is not None:
+        position = scene.index_of(target)
+        if chosen is not None and position in chosen:
+            raise InputError(f"view {target} is the --target and cannot be among its own --sources")
+        if num_sources < 2:
+            raise InputError(f"expected --num-sources of at least 2, got {num_sources}")
+        camera = scene.cameras[position]
+        return camera[None], chosen or scene.nearest_indices(camera, num_sources)
+    if chosen is None:
+        if not 2 <= num_sources <= len(scene):
+            raise InputError(f"expected --num-sources from 2 to the scene's {len(scene)} views, got {num_sources}")
+        chosen = central_views(scene.cameras, num_sources)
+    return None, chosen
+
+
+def central_views(cameras: Cameras, count: int) -> list[int]:
+    """The view nearest to the mean camera centre and its nearest neighbours, ordered along their longest extent."""
+    centers = cameras.centers
+    middle = int((centers - centers.mean(0)).norm(dim=-1).argmin())
+    chosen = view_distances(cameras, cameras[middle]).argsort()[:count]
+    offsets = centers[chosen] - centers[chosen].mean(0)
+    _, _, axes = torch.linalg.svd(offsets)
+    return chosen[(offsets @ axes[0]).argsort()].tolist()
+
+
+def write_outputs(out: Path, outputs: Iterator[RenderOutput], cameras: Cameras, depth: bool, fps: float) -> int:
+    """Write render outputs [1] to a picture, a video or a folder; returns how many."""
+    near, far = float(cameras.near.min()), float(cameras.far.max())
+
+    def picture(output: RenderOutput) -> Tensor:
+        rgb = output.rgb[0].float()
+        return torch.cat([rgb, colorize_depth(output.depth[0].float(), near, far)], -1) if depth else rgb
+
+    if out.suffix in VIDEO_SUFFIXES:
+        return write_video(out, (picture(o) for o in outputs), fps)
+    if out.suffix == ".png":
+        from idnerf.data.image_io import write_png
+
+        for output in outputs:
+            write_png(out, picture(output))
+        return 1
+
+    def files() -> Iterator[dict[str, Tensor]]:
+        for output in outputs:
+            pictures = {"rgb": output.rgb[0].float()}
+            if depth:
+                pictures["depth"] = colorize_depth(output.depth[0].float(), near, far)
+                pictures["depth_z"] = output.depth.float()
+            yield pictures
+
+    return write_frames(out, files())

@@ -1,0 +1,35 @@
+"""`idnerf scenes`: procedural scenes to disk."""
+
+from pathlib import Path
+
+import tyro
+
+from idnerf.commands.options import progress_bar
+from idnerf.data.procedural.config import ProceduralConfig
+from idnerf.data.procedural.files import save_scene
+from idnerf.data.procedural.generate import generate_scene
+from idnerf.errors import InputError
+
+
+def scenes(
+    out: Path,
+    count: int = 1,
+    seed: int = 0,
+    config: tyro.conf.OmitArgPrefixes[ProceduralConfig] = ProceduralConfig(),  # noqa: B008
+) -> None:
+    """Write procedural scenes: images, exact depth, `transforms.json`.
+
+    Args:
+        out: folder that gets one folder per scene.
+        count: number of scenes.
+        seed: seed of the first scene; the same seed and options give the same scene.
+        config: what to generate.
+    """
+    if count < 1:
+        raise InputError(f"expected --count of at least 1, got {count}")
+    with progress_bar("generating") as update:
+        for number in range(count):
+            scene = generate_scene(seed + number, config)
+            save_scene(scene, out / scene.name)
+            update(number + 1, count)
+    print(f"{out}: {count} scene{'s' if count > 1 else ''} of {config.num_views} views")
