@@ -103,7 +103,7 @@ class SceneBuilder:
             "texture": rng.choice(fitting),
             "detail": rng.choice(detail),
             "scale": loguniform(rng, 0.35, 2.2) if tiles is None else tiles,
-            "detail_scale": loguniform(rng, 1.5, 7) if rng.random() < 0.75 else loguniform(rng, 0.15, 0.6),
+            "detail_scale": loguniform(rng, 1.5, 7.0) if rng.random() < 0.75 else loguniform(rng, 0.15, 0.6),
             "detail_strength": rng.choice(
                 [0.0, rng.uniform(0, 0.35), rng.uniform(0.2, 0.9) * self.roughness]
             ),
@@ -115,7 +115,7 @@ class SceneBuilder:
             "green": tint[1],
             "blue": tint[2],
             "gloss": loguniform(rng, 0.02, 0.35) if glossy else 0.0,
-            "shininess": loguniform(rng, 4, 120),
+            "shininess": loguniform(rng, 4.0, 120.0),
             "bump": loguniform(rng, 0.03, 0.35) * (0.4 + self.roughness) if rng.random() < 0.75 else 0.0,
             "emission": emission,
             "unit_uv": float(foliage),
@@ -190,4 +190,4 @@ class SceneBuilder:
             material=torch.tensor([s[4] for s in surfaces]),
             per_face=torch.tensor([i in self.face_materials for i in order for _ in range(2)]),
         )
-        return primitives, torch.tensor(self.materials)
+        return primitives, torch.tensor(self.materials).reshape(-1, len(MATERIAL_FIELDS))

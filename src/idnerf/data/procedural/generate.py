@@ -221,7 +221,7 @@ def generate_scene(
     images = develop(torch.stack([image for image, _ in rendered]), rng)
     if config.photo > 0:
         images = photograph(images, config.photo, rng, generator)
-    scale = loguniform(rng, 0.1, 100)
+    scale = loguniform(rng, 0.1, 100.0)
     depth = torch.stack([d for _, d in rendered]) * scale
     near, far = depth_ranges(depth, rng)
     c2w = torch.stack([c.c2w for c in rig.cameras])

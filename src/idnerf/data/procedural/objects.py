@@ -64,7 +64,7 @@ def add_hollow(builder: SceneBuilder, center: np.ndarray, size: float) -> None:
         )
     else:
         cut_half = size * np.array([rng.uniform(0.3, 0.7) for _ in range(3)])
-        direction = gauss3(rng, 1)
+        direction = gauss3(rng, 1.0)
         shift = direction / np.linalg.norm(direction) * size * 0.6
         cut_shape, cut_rotation = rng.choice(SHAPES), random_rotation(rng)
     material = builder.material(tiles=rng.uniform(0.2, 1.2) / size)
@@ -119,7 +119,7 @@ def add_curve(
 def add_wire(builder: SceneBuilder, center: np.ndarray, size: float) -> None:
     rng = builder.rng
     material = builder.material("plain" if rng.random() < 0.5 else None, tiles=2 / size)
-    heading = gauss3(rng, 1) * np.array([1, 1, 0.4])
+    heading = gauss3(rng, 1.0) * np.array([1, 1, 0.4])
     start = center - heading / np.linalg.norm(heading) * size
     points = curve_points(rng, start, heading, 2.2 * size, rng.randint(1, 5), rng.choice([0.0, 0.6, 1.5]))
     add_curve(builder, points, size * rng.uniform(0.012, 0.06), 0.0, material, joints=False)
@@ -210,7 +210,7 @@ def add_skeleton(builder: SceneBuilder, center: np.ndarray, size: float) -> None
     """A spine with ribs, or a knot of horns: curved tapering tubes of one bony material."""
     rng = builder.rng
     material = builder.material(rng.choice(["rust", "noise", "wood"]), tiles=rng.uniform(0.5, 2) / size)
-    spine = gauss3(rng, 1) * np.array([1, 0.5, 0.5])
+    spine = gauss3(rng, 1.0) * np.array([1, 0.5, 0.5])
     spine /= np.linalg.norm(spine)
     skull = size * np.array([rng.uniform(0.2, 0.5), rng.uniform(0.2, 0.5), rng.uniform(0.2, 0.5)])
     builder.add_body(center - 0.8 * size * spine, random_rotation(rng), skull, ELLIPSOID, material)
@@ -320,7 +320,7 @@ def add_litter(builder: SceneBuilder, center: np.ndarray, size: float) -> None:
     for _ in range(rng.randint(5, 14)):
         length = size * rng.uniform(0.3, 0.7)
         base = center + gauss3(rng, 0.6 * size)
-        heading = gauss3(rng, 1)
+        heading = gauss3(rng, 1.0)
         add_leaf(builder, base, heading, length, outline, rng.choice(materials))
 
 

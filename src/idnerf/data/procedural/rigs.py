@@ -80,7 +80,7 @@ def jittered_grid(count: int, rng: random.Random) -> list[tuple[float, float]]:
 def forward_rig(size: tuple[int, int], count: int, rng: random.Random) -> Rig:
     """Cameras on a wobbly patch of a plane, all facing a scene between depth 1 and ``far``."""
     tan_x = math.tan(math.radians(rng.uniform(40, 75)) / 2)
-    far = loguniform(rng, 1.8, 15)
+    far = loguniform(rng, 1.8, 15.0)
     baseline = loguniform(rng, 0.03, 0.25)
     focus = loguniform(rng, min(1.5, 0.9 * far), far)
     cameras = []
@@ -103,7 +103,7 @@ def inward_rig(size: tuple[int, int], count: int, rng: random.Random) -> Rig:
     distance = max(distance, 1.9)
     positions = jittered_grid(count, rng)
     reach = max(math.hypot(x, y) for x, y in positions)
-    spacing = min(math.radians(loguniform(rng, 5, 40)), math.radians(30) / max(reach, 1e-6))
+    spacing = min(math.radians(loguniform(rng, 5.0, 40.0)), math.radians(30) / max(reach, 1e-6))
     azimuth, elevation = rng.uniform(0, 2 * math.pi), math.radians(rng.uniform(8, 50))
     aim = np.array([rng.gauss(0, 0.08), rng.gauss(0, 0.08), rng.gauss(0, 0.08)])
     cameras = []

@@ -117,7 +117,7 @@ def cells(
     return first.sqrt(), second.sqrt(), which
 
 
-def step(x: Image, width: float) -> Image:
+def step(x: Float[Tensor, "rows columns"], width: float) -> Float[Tensor, "rows columns"]:
     """0 below, 1 above zero, with a soft edge of ``width``."""
     return (x / width + 0.5).clamp(0, 1)
 
