@@ -17,6 +17,8 @@ TILE_PIXELS = 360_000
 """Largest target rendered in one piece (640x512 is)."""
 TILE_MARGIN = 32
 """Pixels around a tile that are rendered and cut away."""
+STEP = 4
+"""Tiles begin at multiples of this: the coarse volume's cells, 4 pixels wide, then lie alike in every tile."""
 
 
 def render_in_tiles(
@@ -29,7 +31,7 @@ def render_in_tiles(
     """Render ``target`` [batch] with a function that renders one (cropped) target.
 
     A target of at most ``tile_pixels`` is rendered in one piece. Otherwise the grid of tiles is chosen so that
-    each, with its margin, has at most that many.
+    each, with its margin, has at most that many (as long as that is at least (3 margin)^2 pixels).
     """
     width, height = target.size
     if width * height <= tile_pixels:
@@ -49,15 +51,22 @@ def render_in_tiles(
 
 
 def grid_of_tiles(width: int, height: int, tile_pixels: int, margin: int) -> tuple[int, int]:
-    """Fewest (columns, rows) such that a tile with its margins has at most ``tile_pixels``, tiles nearly square."""
-    side = max(math.isqrt(tile_pixels) - 2 * margin, margin)
-    columns, rows = math.ceil(width / side), math.ceil(height / side)
-    return columns, rows
+    """Fewest (columns, rows) of nearly square tiles that have, with their margins, at most ``tile_pixels``.
+
+    A tile is never narrower than its margin, or it would be mostly margin.
+    """
+    side = max(math.isqrt(tile_pixels) - 2 * margin, margin, STEP)
+    side -= side % STEP  # ``spans`` begin at multiples of it: a run could otherwise round up beyond the side
+    return math.ceil(width / side), math.ceil(height / side)
 
 
 def spans(length: int, count: int) -> list[tuple[int, int]]:
-    """Split ``length`` into ``count`` nearly equal runs, each starting at a multiple of 4."""
-    edges = [min(length, round(length * i / count / 4) * 4) for i in range(count)] + [length]
+    """Split ``length`` into ``count`` nearly equal runs, each starting at a multiple of ``STEP``.
+
+    None is longer than length / count rounded up to such a multiple.
+    """
+    cells = math.ceil(length / STEP)
+    edges = [cells * i // count * STEP for i in range(count)] + [length]
     return [(a, b) for a, b in itertools.pairwise(edges) if b > a]
 
 
