@@ -40,7 +40,7 @@ class DTUTraining:
 
 
 CASCADE_LOSS = LossConfig(
-    mse=5.0, charbonnier=1.0, ssim=0.4, blend=0.5, depth_distribution=0.1, depth=1.0, confidence=0.01
+    mse=5.0, charbonnier=1.0, ssim=0.4, blend=0.5, depth_distribution=0.2, depth=1.0, confidence=0.01
 )
 PAPER_OPTIMIZER = OptimizerConfig(encoder_lr=5e-5, decoder_lr=5e-5, beta2=0.999, ema_decay=0.0)
 

@@ -6,6 +6,7 @@ target tile   --FrustumVolume---> DepthDistribution at 1/4             once per 
               --ImageRefinement-> colour, confidence
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +23,11 @@ from idnerf.models.image_refinement import ImageRefinement, confidence_of
 from idnerf.types import Cameras, RenderOutput, Views
 
 Quality = Literal["full", "fast"]
+
+
+def flag(field: str) -> str:
+    """A field's name on the command line."""
+    return field.replace("_", "-")
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,19 @@ class CascadeConfig:
     """Coarse inverse depths, quality `fast`."""
     samples_fast: int = 4
     """Samples per ray, quality `fast`."""
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            widths = value if isinstance(value, list | tuple) else [value]
+            if not widths or min(widths) < 1:
+                raise InputError(f"--model.cascade.{flag(name)}: expected 1 or more, got {value}")
+        for part in ("coarse", "fine"):
+            channels, groups = getattr(self, f"{part}_channels"), getattr(self, f"{part}_groups")
+            if channels % groups:
+                raise InputError(
+                    f"--model.cascade.{part}-groups: expected a divisor of --model.cascade.{part}-channels {channels}, "
+                    f"got {groups}"
+                )
 
 
 @dataclass(frozen=True)

@@ -39,9 +39,14 @@ class ResidualBlock(nn.Module):
         return x + self.conv2(F.relu(self.conv1(F.relu(x))))
 
 
-def normalize_groups(x: Float[Tensor, "*batch channel"], groups: int) -> Float[Tensor, "*batch channel"]:
-    """Scale each group of channels to unit length: group-wise products are then cosines."""
-    grouped = x.unflatten(-1, (groups, -1))
+def normalize_groups(
+    x: Float[Tensor, "image height width channel"], groups: int
+) -> Float[Tensor, "image height width channel"]:
+    """Centre every channel over the map, then scale each group of channels to unit length.
+
+    Group-wise products are then cosines, and what all pixels have in common does not count as similarity.
+    """
+    grouped = (x - x.mean((1, 2), keepdim=True)).unflatten(-1, (groups, -1))
     return (grouped * torch.rsqrt(grouped.square().sum(-1, keepdim=True) + 1e-6)).flatten(-2)
 
 

@@ -100,6 +100,7 @@ class FineSamples(nn.Module):
         start_at_zero(self.spatial_out)
         self.attention = SampleAttention(width)
         self.density = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
+        self.similarity_gain = nn.Parameter(torch.tensor(2.0))
         self.token_to_blend = nn.Linear(width, blend_width)
         self.view_to_blend = nn.Linear(values + 2, blend_width, bias=False)
         self.blend = nn.Sequential(nn.ReLU(), nn.Linear(blend_width, blend_width), nn.ReLU(), nn.Linear(blend_width, 1))
@@ -158,7 +159,9 @@ class FineSamples(nn.Module):
         tokens = self.embed(torch.cat(cues, -1)).unflatten(1, (samples, -1))
         tokens = self._mix_over_tile(tokens, (height, width))
         tokens = self.attention(tokens)
-        sigmas = F.softplus(self.density(tokens)[..., 0]).transpose(1, 2)  # batch ray sample
+        matched = similarity[..., : self.groups].mean(-1).unflatten(1, (samples, -1))
+        sigmas = F.softplus(self.density(tokens)[..., 0] + self.similarity_gain * matched)
+        sigmas = sigmas.transpose(1, 2)  # batch ray sample
         weights, opacity = closed_ray_weights(sigmas)
 
         deviation = torch.cat([looked_up - mean[:, None], angle[..., None], seen[..., None].to(mean.dtype)], -1)

@@ -72,6 +72,8 @@ class FrustumVolume(nn.Module):
         # pair similarity (mean, max), colour-like mean features, their spread per group, share of views that see it
         self.embed = nn.Linear(2 * coarse_groups + coarse_channels + coarse_groups + 2, widths[0])
         self.unet = VolumeUNet(widths)
+        # the network refines a plane sweep: without this head start it takes thousands of steps to discover matching
+        self.similarity_gain = nn.Parameter(torch.tensor(10.0))
         self.head = PlaneConv(widths[0], 1 + feature_channels)
 
     def forward(self, features: PyramidFeatures, source: Cameras, target: Cameras, planes: int) -> DepthDistribution:
@@ -82,12 +84,15 @@ class FrustumVolume(nn.Module):
         A, b = frustum_homography(target, source)
         rays = F.pad(pixels, (0, 1), value=1.0) @ A.transpose(-1, -2)  # batch view pixel 3
         chunk = planes if torch.is_grad_enabled() else PLANES_PER_CHUNK
-        embedded = [
-            self.embed(self._match(features, source, rays, b, part)) for part in inverse_depths.split(chunk, dim=1)
-        ]
-        volume = torch.cat([e.unflatten(1, (-1, height4, width4)) for e in embedded], 1)
-        x = self.head(F.relu(self.unet(volume.permute(0, 4, 1, 2, 3))))
-        return DepthDistribution(F.log_softmax(x[:, 0], dim=1), x[:, 1:])
+        embedded, similarities = [], []
+        for part in inverse_depths.split(chunk, dim=1):
+            cues = self._match(features, source, rays, b, part)
+            embedded.append(self.embed(cues).unflatten(1, (-1, height4, width4)))
+            similarity = cues[..., : self.groups].mean(-1)
+            similarities.append(similarity.unflatten(1, (-1, height4, width4)))
+        x = self.head(F.relu(self.unet(torch.cat(embedded, 1).permute(0, 4, 1, 2, 3))))
+        logits = x[:, 0] + self.similarity_gain * torch.cat(similarities, 1)
+        return DepthDistribution(F.log_softmax(logits, dim=1), x[:, 1:])
 
     def _match(
         self,
