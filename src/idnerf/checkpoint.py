@@ -49,12 +49,13 @@ def read_tensors(path: Path, what: str = "weights") -> tuple[dict[str, Tensor], 
                     f"expected {FORMAT!r}): published checkpoints are brought in by `idnerf convert`"
                 )
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+            metadata = {key: json.loads(value) for key, value in header.items() if key != "format"}
     except (SafetensorError, OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         hint = "it looks truncated" if path.suffix == ".safetensors" else "is it a .pth? try `idnerf convert`"
         raise InputError(f"{path} is not a readable safetensors file of {what} ({hint})") from error
-    return tensors, {key: json.loads(value) for key, value in header.items() if key != "format"}
+    return tensors, metadata
 
 
 def locate_weights(weights: str | Path) -> Path:

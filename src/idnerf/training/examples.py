@@ -5,7 +5,7 @@ A scene provider draws one example (source views, a target view, exact depth whe
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -27,6 +27,7 @@ class Example:
     scene: str
 
 
+@runtime_checkable  # so that the tests can check it
 class SceneProvider(Protocol):
     """Where examples come from."""
 
