@@ -1,8 +1,8 @@
 """The cascade's image encoder: a small U-Net that gives each source view features for matching.
 
-No normalisation over space or batch anywhere: an image's features do not depend on what it is cropped from or batched
-with. Residual branches start at zero instead. Strided
-convolutions have kernels of even size, so that a cell's features are centred on the pixels it covers.
+No layer normalises over space or batch; only the output features are centred over their own image, so that what all
+pixels have in common does not count as similarity. Residual branches start at zero instead. Strided convolutions have
+kernels of even size, so that a cell's features are centred on the pixels it covers.
 """
 
 from dataclasses import dataclass
