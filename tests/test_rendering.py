@@ -104,6 +104,12 @@ def test_sampling_inverts_the_cumulative_distribution(bins, rays, seed):
     torch.testing.assert_close(low + (positions * bins - bin_of) * (high - low), quantiles, atol=2e-3, rtol=0)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_positions_exist_also_for_a_histogram_that_is_not_finite(bad):
+    positions = sample_histogram(torch.tensor([[0.5, bad, 0.5]]), torch.tensor([[0.2, 0.8]]))
+    assert (positions >= 0).all() and (positions <= 1).all()
+
+
 def test_samples_follow_the_histogram():
     probabilities = torch.tensor([[0.1, 0.0, 0.6, 0.3]])
     positions = sample_histogram(probabilities, (torch.arange(1000.0)[None] + 0.5) / 1000)

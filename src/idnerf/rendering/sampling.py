@@ -26,7 +26,8 @@ def sample_histogram(
     """Invert the cumulative distribution of a histogram over [0, 1] with equal bins.
 
     Piecewise linear inside a bin. Args: ``probabilities`` >= 0 (normalised here), ``quantiles`` in [0, 1] ascending.
-    Returns positions in [0, 1], ascending like the quantiles.
+    Returns positions in [0, 1], ascending like the quantiles; also where probabilities are not finite, so that what is
+    looked up there exists: a network that diverges then shows in its loss, not in an index error.
     """
     bins = probabilities.shape[-1]
     probabilities = probabilities + 1e-5
@@ -34,5 +35,6 @@ def sample_histogram(
     index = torch.searchsorted(cdf.contiguous(), quantiles.contiguous(), right=True).clamp_max(bins - 1)
     upper = cdf.gather(-1, index)
     lower = torch.where(index > 0, cdf.gather(-1, (index - 1).clamp_min(0)), torch.zeros_like(upper))
-    inside = ((quantiles - lower) / (upper - lower).clamp_min(1e-8)).clamp(0, 1)
+    inside = (quantiles - lower) / (upper - lower).clamp_min(1e-8)
+    inside = torch.fmin(torch.fmax(inside, torch.zeros_like(inside)), torch.ones_like(inside))  # a clamp keeps NaN
     return (index + inside) / bins
