@@ -45,11 +45,11 @@ class DTUScenes:
     """Scene provider of a training on DTU: every training scan that is there, any light, any view as target."""
 
     def __init__(self, root: Path, size: tuple[int, int]):
-        training = set(load_table("dtu")["training_scans"])
+        training = {f"scan{number}" for number in load_table("dtu")["training_scans"]}
         self.root, self.size = root, size
         if not (root / "Rectified").is_dir():
             raise InputError(f"expected a DTU root with Cameras/train and Rectified at {root}; give another --root")
-        self.scans = [scan for scan in scans(root) if int(scan.removeprefix("scan")) in training]
+        self.scans = [scan for scan in scans(root) if scan in training]
         if not self.scans:
             raise InputError(f"{root} holds none of DTU's training scans; expected Rectified/scan3_train and so on")
         self.pairs = read_pairs(root / "Cameras" / "pair.txt")
@@ -58,6 +58,8 @@ class DTUScenes:
         """A scan, a light and a target drawn at random; sources drawn of the best five of the pair list."""
         scan = self.scans[draw_int(0, len(self.scans) - 1, generator)]
         lights = [light for light in range(LIGHTS) if self._has_light(scan, light)]
+        if not lights:
+            raise InputError(f"{self.root} has no pictures of {scan}: expected rect_001_0_r5000.png and so on")
         light = lights[draw_int(0, len(lights) - 1, generator)]
         scene = load_scene(self.root, scan=scan, light=light, size=self.size)
         targets = [i for i in scene.view_ids if len(self._partners(scene.view_ids, i)) >= num_sources]
@@ -81,10 +83,10 @@ class DTUScenes:
 
 def dtu_held_out(root: Path, size: tuple[int, int], count: int) -> list[Example]:
     """Up to ``count`` views of the test scans that are under ``root``, by the published split; none where none is."""
-    test = set(load_table("dtu")["test_scans"])
+    test = {f"scan{number}" for number in load_table("dtu")["test_scans"]}
     examples: list[Example] = []
     for scan in scans(root):
-        if int(scan.removeprefix("scan")) not in test or len(examples) >= count:
+        if scan not in test or len(examples) >= count:
             continue
         scene = load_scene(root, scan=scan, size=size)
         for task in evaluation_tasks(scene, get_protocol("mvsnerf"), num_sources=3)[: count - len(examples)]:

@@ -31,6 +31,12 @@ class OptimizerConfig:
     """Decay of the moving average of the weights that is saved and validated (warmed up); 0 saves the last ones."""
 
     def __post_init__(self) -> None:
+        for name in ("encoder_lr", "decoder_lr"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"--optimizer.{name.replace('_', '-')}: expected above 0, got {getattr(self, name)}")
+        for name in ("weight_decay", "grad_clip"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"--optimizer.{name.replace('_', '-')}: expected 0 or more, got {getattr(self, name)}")
         if not 0 <= self.warmup < 1:
             raise InputError(f"--optimizer.warmup: expected a share in [0, 1), got {self.warmup}")
         if not 0 <= self.ema_decay < 1:

@@ -8,13 +8,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from jaxtyping import Int64
+from torch import Tensor
 
 from idnerf.data.procedural.config import ProceduralConfig, ProceduralScene
 from idnerf.data.procedural.generate import generate_scene
 from idnerf.data.procedural.pool import pack_scene, scene_path, unpack_scene
 from idnerf.data.seen import count_seen
+from idnerf.errors import InputError
 from idnerf.geometry.cameras import view_distances
 from idnerf.training.examples import Example, bounds_from_sources, draw_int
+from idnerf.types import Cameras
+
+HELD_OUT_SEED = 1_000_000_000
+"""Seeds from here on are never trained on."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,18 @@ class ProceduralScenesConfig:
     """No more scenes than this are made."""
     ramp_scenes: int = 400
     """Number of scenes over which complexity rises from the easy third to its full range."""
+
+    def __post_init__(self) -> None:
+        for name in ("start_scenes", "max_scenes"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--scenes.{name.replace('_', '-')}: expected at least 1, got {getattr(self, name)}")
+        if not self.reuse > 0:
+            raise InputError(f"--scenes.reuse: expected a number above 0, got {self.reuse}")
+        if not 0 <= self.first_seed <= HELD_OUT_SEED - self.max_scenes:
+            raise InputError(
+                f"--scenes.first-seed: expected 0 to {HELD_OUT_SEED - self.max_scenes} with {self.max_scenes} scenes "
+                f"(held-out scenes come after), got {self.first_seed}"
+            )
 
 
 class ProceduralScenes:
@@ -57,7 +76,14 @@ class ProceduralScenes:
         path = scene_path(self.config.pool, seed)
         if not path.is_file():
             pack_scene(generate_scene(seed, self.scene_config(index)), path)
-        return unpack_scene(path)
+        scene, wanted = unpack_scene(path), self.config.scene
+        if (scene.views.cameras.size, len(scene.views)) != (wanted.size, wanted.num_views):
+            width, height = scene.views.cameras.size
+            raise InputError(
+                f"--scenes.pool: {path} has {len(scene.views)} views of {width}x{height}, the training asks for "
+                f"{wanted.num_views} of {wanted.size[0]}x{wanted.size[1]}; give another folder"
+            )
+        return scene
 
     def example(self, item: int, num_sources: int, generator: torch.Generator) -> Example:
         """A target view and ``num_sources`` of its nearest views; scenes join one by one as items go on.
@@ -75,10 +101,19 @@ def draw_example(scene: ProceduralScene, num_sources: int, generator: torch.Gene
     """A random target and sources drawn from its ``num_sources + 1`` nearest views."""
     cameras = scene.views.cameras
     target = draw_int(0, len(cameras) - 1, generator)
-    order = view_distances(cameras, cameras[target]).argsort()
-    order = order[order != target][: num_sources + 1]
+    order = nearest_others(cameras, target, num_sources)[: num_sources + 1]
     chosen = order[torch.randperm(len(order), generator=generator)[:num_sources]]
     return make_example(scene, target, chosen)
+
+
+def nearest_others(cameras: Cameras, target: int, fewest: int) -> Int64[Tensor, "other"]:
+    """Numbers of the views other than ``target``, nearest first. Raises InputError for less than ``fewest``."""
+    if len(cameras) <= fewest:
+        raise InputError(
+            f"--scenes.scene.num-views: expected at least {fewest + 1} for {fewest} source views, got {len(cameras)}"
+        )
+    order = view_distances(cameras, cameras[target]).argsort()
+    return order[order != target]
 
 
 def make_example(scene: ProceduralScene, target: int, sources: torch.Tensor) -> Example:
@@ -92,10 +127,6 @@ def make_example(scene: ProceduralScene, target: int, sources: torch.Tensor) -> 
     return Example(source, views, torch.where(known, depth, 0.0), seen, scene.name)
 
 
-HELD_OUT_SEED = 1_000_000_000
-"""Seeds from here on are never trained on."""
-
-
 def held_out_examples(config: ProceduralConfig, count: int, num_sources: int = 3) -> list[Example]:
     """``count`` held-out scenes, complexity spread evenly over its range, view 0 from its nearest other views."""
     examples = []
@@ -103,8 +134,8 @@ def held_out_examples(config: ProceduralConfig, count: int, num_sources: int = 3
     for number in range(count):
         level = low + (high - low) * (number + 0.5) / count
         scene = generate_scene(HELD_OUT_SEED + number, replace(config, complexity=(level, level)))
-        order = view_distances(scene.views.cameras, scene.views.cameras[0]).argsort()
-        examples.append(make_example(scene, 0, order[order != 0][:num_sources]))
+        sources = nearest_others(scene.views.cameras, 0, num_sources)[:num_sources]
+        examples.append(make_example(scene, 0, sources))
     return examples
 
 

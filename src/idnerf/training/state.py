@@ -44,7 +44,7 @@ def save_state(
 def load_state(path: Path) -> TrainingState:
     """Read a training state. Raises InputError when it is missing, truncated or another kind of file."""
     tensors, metadata = read_tensors(path, "training state")
-    if "step" not in metadata:
+    if "step" not in metadata or "train_config" not in metadata:
         raise InputError(f"{path} holds weights but no training state; --resume expects the folder of a training run")
 
     def part(prefix: str) -> dict[str, Tensor]:

@@ -1,13 +1,18 @@
 """The training loop: the only place that calls ``backward()`` and ``step()``.
 
 StepDataset (examples by step) -> objective (loss terms) -> backward, clip, AdamW, EMA -> log, validate, save
+
+Everything is float32: under automatic mixed precision the camera geometry would be computed in bfloat16 too, whose
+8 bits put projections into a 640x512 image up to 3 pixels off.
 """
 
 import dataclasses
 import math
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -71,10 +76,8 @@ class TrainerConfig:
     """Recolour scenes at random, the same way for every view."""
     seed: int = 0
     """Of weights, examples and samples."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
-    precision: str = "32-true"
-    """Lightning Fabric's precision, such as 32-true or bf16-mixed."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes the GPU if there is one."""
     processes: int = 1
     """Processes on this machine; under torchrun its own count is used."""
     workers: int = 1
@@ -92,6 +95,11 @@ class TrainerConfig:
         for name in ("steps", "batch_size", "rays", "processes", "log_every", "save_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(self, name)}")
+        for name in ("workers", "threads", "validate_every"):
+            if getattr(self, name) < 0:
+                raise InputError(f"--{name.replace('_', '-')}: expected 0 or more, got {getattr(self, name)}")
+        if not 0 <= self.fast_share <= 1:
+            raise InputError(f"--fast-share: expected a share in [0, 1], got {self.fast_share}")
         low, high = self.source_views
         if not 2 <= low <= high:
             raise InputError(f"--source-views: expected 2 <= fewest <= most, got {low} {high}")
@@ -108,24 +116,19 @@ def train(config: TrainerConfig, scenes: SceneProvider, held_out: list[Example])
         held_out: examples with whole target images for validation.
 
     Raises:
-        TrainingDivergedError: the loss is not finite; names the step and the scenes.
+        TrainingDivergedError: the loss or its gradient is not finite; names the step and the scenes.
         InputError: a run folder that cannot be resumed, or options that do not fit.
     """
-    from lightning_fabric import Fabric
-
     if config.threads:
         torch.set_num_threads(config.threads)
-    fabric = Fabric(
-        accelerator=config.device, devices=config.processes, precision=config.precision,  # type: ignore[arg-type]
-        strategy="ddp" if config.processes > 1 else "auto",
-    )  # fmt: skip
-    fabric.launch()
     run = config.resume or config.out
     if config.resume is None and (run / STATE_FILE).exists():
         raise InputError(f"{run} holds a training already: continue it with --resume {run}, or give another --out")
+    fabric = launch(config)
 
     torch.manual_seed(config.seed)
     model = IDNeRF(config.model) if config.init is None else IDNeRF.from_pretrained(config.init)
+    config = dataclasses.replace(config, model=model.config)  # weights to start from bring their own
     if config.encoder_init is not None:
         start_encoder(model, config.encoder_init)
     model.train()
@@ -148,30 +151,78 @@ def train(config: TrainerConfig, scenes: SceneProvider, held_out: list[Example])
             optimizer.zero_grad()
             terms, mse, rays = wrapped(batch, step, fabric.global_rank)
             loss = torch.stack(list(terms.values())).sum()
-            if not torch.isfinite(loss):
-                raise TrainingDivergedError(
-                    f"the loss is not finite at step {step} on {', '.join(batch.scenes)} "
-                    f"({', '.join(f'{k} {v:.2g}' for k, v in terms.items())}); the last good checkpoint stays in {run}"
-                )
+            if not finite_everywhere(loss, fabric):
+                raise diverged("loss", terms, step, batch, run)
             fabric.backward(loss)
-            if config.optimizer.grad_clip:
-                fabric.clip_gradients(wrapped, optimizer, max_norm=config.optimizer.grad_clip, error_if_nonfinite=False)
+            norm = fabric.clip_gradients(
+                wrapped, optimizer, max_norm=config.optimizer.grad_clip or math.inf, error_if_nonfinite=False
+            )
+            if not torch.isfinite(norm):  # the same on every process; a step would spoil weights about to be saved
+                raise diverged("gradient", terms, step, batch, run)
             optimizer.step()
             update_ema(ema, model, config.optimizer.ema_decay, step)
             window.add(terms, mse, rays * fabric.world_size)
             log.advance(step + 1, window.status())
             if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
                 log.numbers(step + 1, window.take(), "train")
-            if config.validate_every and (step + 1) % config.validate_every == 0 and fabric.is_global_zero:
-                log.numbers(step + 1, validate(model, ema, held_out, log, step + 1), "validation")
             if ((step + 1) % config.save_every == 0 or step + 1 == config.steps) and fabric.is_global_zero:
                 save_state(run / STATE_FILE, step + 1, model, ema, optimizer.optimizer, settings)
                 save_weights(run / "weights.safetensors", model, ema, step + 1)
-        if fabric.is_global_zero and config.validate_every and held_out:
-            log.numbers(config.steps, validate(model, ema, held_out, log, config.steps), "validation")
+            due = config.validate_every and ((step + 1) % config.validate_every == 0 or step + 1 == config.steps)
+            if due and held_out and fabric.is_global_zero:
+                log.numbers(step + 1, validate(model, ema, held_out, log, step + 1), "validation")
     finally:
         log.close()
     return run
+
+
+def launch(config: TrainerConfig) -> Any:
+    """Lightning Fabric on the processes asked for: its own, or those that torchrun has started."""
+    from lightning_fabric import Fabric
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
+
+    devices, nodes = process_counts(config.processes, os.environ)
+    try:
+        fabric = Fabric(
+            accelerator=config.device,
+            devices=devices,
+            num_nodes=nodes,
+            strategy="ddp" if devices * nodes > 1 else "auto",
+        )
+    except (MisconfigurationException, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"--device {config.device} --processes {devices} is not to be had here: {reason}") from error
+    fabric.launch()
+    return fabric
+
+
+def process_counts(processes: int, environment: Mapping[str, str]) -> tuple[int, int]:
+    """(Processes on this machine, machines): what torchrun says in the environment, else ``processes`` on one.
+
+    Raises:
+        InputError: ``processes`` contradicts torchrun.
+    """
+    if "LOCAL_WORLD_SIZE" not in environment or "GROUP_RANK" not in environment:
+        return processes, 1
+    here = int(environment["LOCAL_WORLD_SIZE"])
+    if processes not in (1, here):
+        raise InputError(f"--processes {processes}: torchrun has started {here} here; leave --processes out")
+    return here, int(environment["WORLD_SIZE"]) // here
+
+
+def finite_everywhere(loss: Tensor, fabric: Any) -> bool:
+    """Whether the loss is finite on every process: all stop together, or the others would wait for ever."""
+    finite = torch.isfinite(loss).float()
+    return bool(finite if fabric.world_size == 1 else fabric.all_reduce(finite, reduce_op="mean") == 1)
+
+
+def diverged(what: str, terms: dict[str, Tensor], step: int, batch: Batch, run: Path) -> TrainingDivergedError:
+    """The error that says where it happened."""
+    values = ", ".join(f"{name} {value:.2g}" for name, value in terms.items())
+    return TrainingDivergedError(
+        f"the {what} is not finite at step {step} on {', '.join(batch.scenes)} ({values}); "
+        f"the last good checkpoint stays in {run}"
+    )
 
 
 def start_encoder(model: IDNeRF, path: Path) -> None:
@@ -206,7 +257,7 @@ class Objectives(torch.nn.Module):
         return result.terms, result.mse, result.rays
 
 
-def load_batches(config: TrainerConfig, scenes: SceneProvider, start: int, fabric: Any) -> DataLoader:
+def load_batches(config: TrainerConfig, scenes: SceneProvider, start: int, fabric: Any) -> Iterator[Batch]:
     """Batches of steps ``start`` to the end, in order, made by worker processes."""
     dataset = StepDataset(
         scenes,
@@ -218,7 +269,7 @@ def load_batches(config: TrainerConfig, scenes: SceneProvider, start: int, fabri
         rank=fabric.global_rank,
         world=fabric.world_size,
     )
-    return DataLoader(
+    loader = DataLoader(
         dataset,
         batch_size=None,
         sampler=range(start, config.steps),
@@ -228,6 +279,10 @@ def load_batches(config: TrainerConfig, scenes: SceneProvider, start: int, fabri
         collate_fn=keep,
         worker_init_fn=limit_threads,
     )
+    try:
+        yield from loader
+    except InputError as error:  # from a worker it comes with that process's traceback before its one line
+        raise InputError(str(error).strip().rpartition("InputError: ")[2]) from None
 
 
 def keep(batch: Any) -> Any:
