@@ -770,6 +770,7 @@ def test_two_processes_give_the_gradient_of_one_and_train_together(tmp_path):
         (k, s) for s in (1, 2, 3) for k in ("train", "validation")
     ]
     assert load_state(tmp_path / "run" / STATE_FILE).step == 3
+    assert (tmp_path / "stopped_0").exists() and (tmp_path / "stopped_1").exists()
 
 
 # Configuration

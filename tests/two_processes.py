@@ -5,13 +5,14 @@ python two_processes.py FOLDER BATCH_SIZE
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from idnerf.models.idnerf import IDNeRF
 from idnerf.training.examples import StepDataset
-from idnerf.training.trainer import TrainerConfig, launch, train
+from idnerf.training.trainer import TrainerConfig, TrainingDivergedError, launch, train
 from tiny_cases import TINY_MODELS, PlaneScenes, tiny_example, waken
 
 
@@ -63,6 +64,10 @@ def main(folder: Path, batch_size: int) -> None:
         )
     if fabric.world_size > 1:
         train(config, PlaneScenes(), [tiny_example()])
+        try:  # only the second process meets item 1; the first would wait for it for ever
+            train(replace(config, out=folder / "diverged"), PlaneScenes(bad_item=1), [])
+        except TrainingDivergedError:
+            (folder / f"stopped_{fabric.global_rank}").touch()
 
 
 if __name__ == "__main__":
