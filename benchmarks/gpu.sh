@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Everything that wants a GPU, unattended: the tests, render speed, and training of the default weights for MINUTES.
+#   bash benchmarks/gpu.sh OUT [MINUTES]       continues OUT/run where it exists
+set -euo pipefail
+cd "$(dirname "$0")/.."
+out=${1:?usage: benchmarks/gpu.sh OUT [MINUTES]}
+minutes=${2:-20}
+mkdir -p "$out"
+nvidia-smi --query-gpu=name,memory.total --format=csv,noheader | tee "$out/device.txt"
+HF_HUB_OFFLINE=1 python -m pytest tests -x -q 2>&1 | tee "$out/tests.txt"
+python benchmarks/render_speed.py --device cuda | tee "$out/render_speed.md"
+resume=()
+[ -f "$out/run/training_state.safetensors" ] && resume=(--resume "$out/run")
+timeout --signal=INT "${minutes}m" python -m idnerf.cli train cascade-procedural --device cuda --out "$out/run" \
+  "${resume[@]}" --batch-size 8 --tile 192 144 --workers 14 --save-every 200 --validate-every 1000 || true
+ls -l "$out/run"
