@@ -51,8 +51,6 @@ def read_tensors(path: Path, what: str = "weights") -> tuple[dict[str, Tensor], 
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
             metadata = {key: json.loads(value) for key, value in header.items() if key != "format"}
     except (SafetensorError, OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
         hint = "it looks truncated" if path.suffix == ".safetensors" else "is it a .pth? try `idnerf convert`"
         raise InputError(f"{path} is not a readable safetensors file of {what} ({hint})") from error
     return tensors, metadata
@@ -71,7 +69,7 @@ def locate_weights(weights: str | Path) -> Path:
         return path
     if path.is_dir() and (path / "weights.safetensors").is_file():
         return path / "weights.safetensors"
-    looks_like_hub_id = text.count("/") == 1 and not path.suffix and not text.startswith((".", "/", "~"))
+    looks_like_hub_id = text.count("/") == 1 and path.suffix != ".safetensors" and not text.startswith((".", "/", "~"))
     if not looks_like_hub_id or path.exists():
         raise InputError(
             f"expected --weights to be `default`, a .safetensors file, a run folder or a hub id; got {text!r}"

@@ -1,5 +1,6 @@
 """`idnerf train PRESET`: every field of the preset is a flag."""
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -28,4 +29,5 @@ def train(arguments: Sequence[str]) -> None:
     except TrainingDivergedError as error:
         print(f"idnerf: {error}", file=sys.stderr)
         raise SystemExit(1) from None
-    print(f"{run}: weights.safetensors, training_state.safetensors, log.jsonl, tensorboard/")
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{run}: weights.safetensors, training_state.safetensors, log.jsonl, tensorboard/")

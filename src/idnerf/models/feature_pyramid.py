@@ -101,8 +101,20 @@ class FeaturePyramid(nn.Module):
         self.fine_head = nn.Sequential(nn.ReLU(), nn.Conv2d(w0, fine_channels, 3, padding=1))
 
     def forward(self, images: Float[Tensor, "batch view 3 height width"]) -> PyramidFeatures:
-        batch, view, _, height, width = images.shape
-        x = images.flatten(0, 1)
+        batch, view = images.shape[:2]
+        flat = images.flatten(0, 1)
+        # views share nothing here: without gradients, one at a time keeps full-resolution buffers to one photo's
+        one_by_one = images.device.type == "cpu" and not torch.is_grad_enabled()
+        maps = [self._encode(part) for part in flat.split(1 if one_by_one else len(flat))]
+        coarse, fine = (torch.cat(parts).unflatten(0, (batch, view)) for parts in zip(*maps, strict=True))
+        return PyramidFeatures(coarse=coarse, fine=fine)
+
+    def _encode(
+        self, x: Float[Tensor, "image 3 height width"]
+    ) -> tuple[
+        Float[Tensor, "image height4 width4 coarse_channel"], Float[Tensor, "image full_height full_width fine_channel"]
+    ]:
+        height, width = x.shape[-2:]
         pad = (0, -width % self.stride, 0, -height % self.stride)
         x = F.pad(x, pad, mode="replicate") if any(pad) else x
         x = x.contiguous(memory_format=torch.channels_last)
@@ -118,10 +130,7 @@ class FeaturePyramid(nn.Module):
         s0 = s0 + upsample2(self.lateral0(F.relu(s1)))
         fine = self.fine_head(s0).permute(0, 2, 3, 1)
         fine = torch.cat([normalize_groups(fine, self.fine_groups), x.permute(0, 2, 3, 1)], -1)
-        return PyramidFeatures(
-            coarse=normalize_groups(coarse, self.coarse_groups).unflatten(0, (batch, view)),
-            fine=fine.unflatten(0, (batch, view)),
-        )
+        return normalize_groups(coarse, self.coarse_groups), fine
 
 
 def upsample2(x: Tensor) -> Tensor:

@@ -28,10 +28,10 @@ def pair_similarity(
         valid.append(both)
     count = torch.stack(valid).sum(0)
     mean = torch.stack(similarities).sum(0) / count.clamp_min(1)
-    best = similarities[0]
+    best = torch.where(valid[0], similarities[0], -torch.inf)
     for similarity, both in zip(similarities[1:], valid[1:], strict=True):
         best = torch.where(both, torch.maximum(best, similarity), best)
-    return torch.cat([mean, best], -1)
+    return torch.cat([mean, torch.where(count > 0, best, 0.0)], -1)
 
 
 def masked_mean_and_variance(

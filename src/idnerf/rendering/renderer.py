@@ -13,7 +13,7 @@ import torch
 from idnerf.geometry.cameras import crop
 from idnerf.types import Cameras, RenderOutput
 
-TILE_PIXELS = 360_000
+TILE_PIXELS = 330_000
 """Largest target rendered in one piece (640x512 is)."""
 TILE_MARGIN = 32
 """Pixels around a tile that are rendered and cut away."""
