@@ -13,7 +13,7 @@ from idnerf.data.procedural.builder import BOX, CYLINDER, ELLIPSOID, SHAPES, Sce
 from idnerf.data.procedural.config import ProceduralConfig
 from idnerf.data.procedural.dataset import ProceduralDataset
 from idnerf.data.procedural.files import OPENCV_TO_OPENGL, save_scene
-from idnerf.data.procedural.generate import blur, generate_scene, photograph
+from idnerf.data.procedural.generate import blur, cast_shadows, generate_scene, photograph, render_view
 from idnerf.data.procedural.layout import draw_world
 from idnerf.data.procedural.pool import fill_pool, pack_scene, scene_path, unpack_scene
 from idnerf.data.procedural.primitives import relief_depth, sheet_depth
@@ -227,6 +227,17 @@ def test_complexity_adds_primitives():
         return total / 3
 
     assert count(0.0) < 20 < count(0.5) < 0.8 * count(1.0)
+
+
+def test_rendering_creates_no_tensor_on_the_default_device():
+    """All tensors follow the scene's device: a default device without data would break any that do not."""
+    rng = random.Random(1)
+    rig = draw_rig("mixed", (48, 36), 2, rng)
+    world = draw_world(rig, 0.9, rng, torch.Generator().manual_seed(1))
+    expected = render_view(cast_shadows(world), rig.cameras[0], 2)
+    with torch.device("meta"):
+        image, depth = render_view(cast_shadows(world), rig.cameras[0], 2)
+    torch.testing.assert_close((image, depth), expected)
 
 
 def test_supersampling_changes_edges_only_and_no_depth():

@@ -98,7 +98,7 @@ class SceneBuilder:
         angle = rng.choice([0.0, 0.0, math.pi / 2, rng.uniform(0, 6.28)])
         brightness = math.exp(rng.gauss(0, 0.25))
         tint = [brightness * math.exp(rng.gauss(0, 0.08)) for _ in range(3)]
-        glossy = rng.random() < (0.5 if foliage else 0.4)
+        glossy = rng.random() < (0.5 if foliage else 0.35)
         row = {
             "texture": rng.choice(fitting),
             "detail": rng.choice(detail),
@@ -114,7 +114,7 @@ class SceneBuilder:
             "red": tint[0],
             "green": tint[1],
             "blue": tint[2],
-            "gloss": loguniform(rng, 0.02, 0.35) if glossy else 0.0,
+            "gloss": loguniform(rng, 0.02, 0.25) if glossy else 0.0,
             "shininess": loguniform(rng, 4.0, 120.0),
             "bump": loguniform(rng, 0.03, 0.35) * (0.4 + self.roughness) if rng.random() < 0.75 else 0.0,
             "emission": emission,

@@ -170,7 +170,7 @@ def photograph(
 ) -> Float[Tensor, "view 3 height width"]:
     """What cameras do to photos of one scene: exposure and white balance drift, lens blur, sensor noise."""
     count = len(images)
-    scene_drift = strength * rng.choice([0.0, 0.01, 0.04])
+    scene_drift = strength * rng.choice([0.0, 0.0, 0.008, 0.02])
     exposure = torch.exp(scene_drift * torch.randn(count, 1, 1, 1, generator=generator))
     balance = torch.exp(0.4 * scene_drift * torch.randn(count, 3, 1, 1, generator=generator))
     images = images * (exposure * balance).to(images.device)

@@ -79,7 +79,7 @@ def shade(
         part = slice(start, start + chunk)
         some = Hits(hits.pixel[part], hits.u[part], hits.v[part], hits.depth[part], hits.surface[part])
         colours.append(shade_chunk(primitives, appearance, camera, some))
-    return torch.cat(colours) if colours else torch.zeros(0, 3)
+    return torch.cat(colours) if colours else hits.u.new_zeros(0, 3)
 
 
 def shade_chunk(
@@ -110,7 +110,7 @@ def shade_chunk(
     side = torch.where(facing >= 0, 1.0, -1.0)
     normals, facing = normals * side, facing.abs()
     # Width of a pixel on the surface, between its short and its long side.
-    footprint = hits.depth / fx * facing.clamp_min(0.08) ** -0.5
+    footprint = hits.depth / fx * facing.clamp_min(0.08) ** -0.65
     albedo, slopes = surface_colour(appearance.atlas, material, u, v, footprint)
     bump = material[COLUMN["bump"]]
     bumped = unit(normals - bump * side * (slopes[0] * tangent_u + slopes[1] * tangent_v))
@@ -129,8 +129,9 @@ def texture_coordinates(
 ]:  # fmt: skip
     """Tiles (u, v), projected along the dominant axis of the normal, and the world directions of u and v."""
     axis = dominant_axis(normal)
-    # Height fields are textured from above whatever their slope; so are sheets.
-    axis = torch.where((kind == RELIEF) | (kind == SHEET), 2, axis)
+    # Height fields are textured from above whatever their slope, but for their sides; so are sheets.
+    from_above = (kind == SHEET) | ((kind == RELIEF) & (normal[2] != 0))
+    axis = torch.where(from_above, 2, axis)
     first, second = torch.where(axis == 0, 1, 0), torch.where(axis == 2, 1, 2)
     p, q = local.gather(0, first[None])[0], local.gather(0, second[None])[0]
     cos, sin, scale = material[COLUMN["cos"]], material[COLUMN["sin"]], material[COLUMN["scale"]]
@@ -154,8 +155,8 @@ def surface_colour(
 ) -> tuple[Float[Tensor, "3 hit"], Float[Tensor, "2 hit"]]:
     """Albedo and surface slopes: a texture, modulated by a second one at another scale."""
     scale = material[COLUMN["scale"]]
-    bias = -0.35
-    level = torch.log2(footprint * scale * atlas.size) + bias
+    # Texels as wide as the pixel's footprint: no aliasing, as sharp as a photo resized to this size.
+    level = torch.log2(footprint * scale * atlas.size)
     texels = sample_atlas(atlas, material[COLUMN["texture"]].int(), u, v, level)
     ratio = material[COLUMN["detail_scale"]]
     detail_level = level + torch.log2(ratio)

@@ -126,7 +126,7 @@ Family = Callable[[int, random.Random, torch.Generator], tuple[Colours, Image]]
 
 
 def noise_texture(size: int, rng: random.Random, generator: torch.Generator) -> tuple[Colours, Image]:
-    noise = fourier_noise(2, size, rng.uniform(0.9, 1.9), generator)
+    noise = fourier_noise(2, size, rng.uniform(1.15, 2.0), generator)
     colours = ramp(equalised(noise[0]), random_palette(rng, rng.choice([3, 4, 6])))
     return colours * (1 + 0.08 * noise[1, ..., None]), noise[0]
 
@@ -164,7 +164,7 @@ def brick_texture(size: int, rng: random.Random, generator: torch.Generator) -> 
     shade = torch.rand(rows * columns, generator=generator)[
         (row * columns + x.floor()).long() % (rows * columns)
     ]
-    grain = fourier_noise(1, size, 1.1, generator)[0]
+    grain = fourier_noise(1, size, 1.2, generator)[0]
     brick = ramp(shade, palette[:5]) * (1 + 0.15 * grain[..., None])
     return brick * inside[..., None] + palette[5] * (1 - inside[..., None]), 2 * inside + 0.2 * grain
 
@@ -174,7 +174,7 @@ def stripe_texture(size: int, rng: random.Random, generator: torch.Generator) ->
     count = rng.randint(2, 12)
     thresholds = step(torch.sin(2 * math.pi * count * u) + rng.uniform(-0.7, 0.7), 0.2)
     palette = random_palette(rng, 2, vivid=0.3)
-    grain = fourier_noise(1, size, 1.0, generator)[0]
+    grain = fourier_noise(1, size, 1.2, generator)[0]
     return ramp(thresholds, palette) * (1 + 0.1 * grain[..., None]), thresholds + 0.2 * grain
 
 
@@ -253,7 +253,8 @@ def leaf_texture(size: int, rng: random.Random, generator: torch.Generator) -> t
     veins = step(0.08 - torch.minimum(phase, 1 - phase), 0.12) * 0.7
     rib = step(0.018 - across, 0.02)
     lines = torch.maximum(veins, rib)
-    hue = rng.choice([rng.uniform(0.2, 0.4), rng.uniform(0.22, 0.36), rng.uniform(0.05, 0.18), rng.random()])
+    green, autumn = rng.gauss(0.29, 0.06), rng.uniform(0.03, 0.18)
+    hue = rng.choices([green, autumn, rng.random()], [0.75, 0.15, 0.1])[0]
     base = torch.tensor(hsv_to_rgb(hue % 1, rng.uniform(0.35, 0.8), rng.uniform(0.2, 0.65)))
     vein = base * rng.uniform(0.6, 1.7) + rng.uniform(0, 0.12)
     noise = fourier_noise(2, size, 1.5, generator)
@@ -281,7 +282,7 @@ def petal_texture(size: int, rng: random.Random, generator: torch.Generator) -> 
 
 def plain_texture(size: int, rng: random.Random, generator: torch.Generator) -> tuple[Colours, Image]:
     """Painted walls, plastic: almost no contrast."""
-    noise = fourier_noise(1, size, rng.uniform(0.8, 1.8), generator)[0]
+    noise = fourier_noise(1, size, rng.uniform(1.0, 1.9), generator)[0]
     colour = torch.tensor(random_colour(rng, vivid=0.4))
     return colour * (1 + rng.uniform(0.005, 0.05) * noise[..., None]), 0.1 * noise
 
@@ -323,18 +324,18 @@ def weave_texture(size: int, rng: random.Random, generator: torch.Generator) -> 
     dye_u = step(torch.sin(2 * math.pi * rng.randint(1, 5) * u) + rng.uniform(-0.5, 0.5), 0.1)
     dye_v = step(torch.sin(2 * math.pi * rng.randint(1, 5) * v) + rng.uniform(-0.5, 0.5), 0.1)
     dye = over * dye_u + (1 - over) * dye_v
-    grain = fourier_noise(1, size, 1.0, generator)[0]
+    grain = fourier_noise(1, size, 1.2, generator)[0]
     colours = ramp(dye, random_palette(rng, 2, vivid=0.3)) * (0.65 + 0.35 * thread + 0.08 * grain)[..., None]
     return colours, thread + 0.1 * grain
 
 
 def rust_texture(size: int, rng: random.Random, generator: torch.Generator) -> tuple[Colours, Image]:
     """One surface wearing through another along a noise threshold: rust, moss, peeling paint, bone."""
-    noise = fourier_noise(3, size, rng.uniform(1.2, 1.8), generator)
+    noise = fourier_noise(3, size, rng.uniform(1.3, 1.9), generator)
     mask = step(noise[0] - rng.uniform(-1, 1), rng.choice([0.05, 0.3, 1.0]))
     under = ramp(equalised(noise[1]), random_palette(rng, 3))
     over = ramp(equalised(noise[2]), random_palette(rng, 3))
-    fine = fourier_noise(1, size, 0.9, generator)[0]
+    fine = fourier_noise(1, size, 1.2, generator)[0]
     colours = (under * (1 - mask[..., None]) + over * mask[..., None]) * (1 + 0.1 * fine[..., None])
     return colours, mask + 0.4 * noise[1] + 0.2 * fine
 
