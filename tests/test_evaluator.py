@@ -178,9 +178,7 @@ def test_exact_depth_adds_depth_error_and_the_psnr_of_unseen_pixels(tmp_path):
     (record,) = evaluate_scene(scene, grey, NEAREST, 2, targets=(0,), references=False).views
     assert record["depth_median_relative_error"] == pytest.approx(0.0, abs=1e-6)
     rows, columns = torch.meshgrid(torch.arange(30) + 0.5, torch.arange(40) + 0.5, indexing="ij")
-    points = torch.stack([(columns - 20) / 20, (rows - 15) / 20, torch.full_like(rows, 2.0)], -1).reshape(
-        -1, 3
-    )
+    points = torch.stack([(columns - 20) / 20, (rows - 15) / 20, torch.full_like(rows, 2.0)], -1).reshape(-1, 3)
     pixels, _ = project(points.expand(2, -1, -1), scene.cameras[[1, 2]])
     seen = ((pixels[..., 0] >= 0) & (pixels[..., 0] < 40)).sum(0).reshape(30, 40)
     truth = scene.image(0)
@@ -199,14 +197,10 @@ def test_nothing_unseen_means_no_such_key(tmp_path):
 
 def test_reference_rows_score_the_same_targets(scene):
     calls = []
-    result = evaluate_scene(
-        scene, copy_nearest, NEAREST, 2, progress=lambda done, total: calls.append((done, total))
-    )
+    result = evaluate_scene(scene, copy_nearest, NEAREST, 2, progress=lambda done, total: calls.append((done, total)))
     assert list(result.references) == ["copy", "plane", "sweep"]
     for records in result.references.values():
-        assert [(r["target"], r["sources"]) for r in records] == [
-            (r["target"], r["sources"]) for r in result.views
-        ]
+        assert [(r["target"], r["sources"]) for r in records] == [(r["target"], r["sources"]) for r in result.views]
     for mine, reference in zip(result.views, result.references["copy"], strict=True):
         assert mine["psnr"] == reference["psnr"]
     assert calls == [(i, 16) for i in range(1, 17)]
@@ -283,9 +277,7 @@ def test_mean_is_over_views_and_not_over_scenes(tmp_path):
 
 def test_scenes_of_several_sizes_leave_the_common_size_null(tmp_path):
     a = evaluate_scene(make_scene(tmp_path, name="a"), grey, NEAREST, 2, targets=(0,), references=False)
-    b = evaluate_scene(
-        make_scene(tmp_path, name="b"), grey, NEAREST, 2, targets=(0,), size=(20, 15), references=False
-    )
+    b = evaluate_scene(make_scene(tmp_path, name="b"), grey, NEAREST, 2, targets=(0,), size=(20, 15), references=False)
     report = report_of(a, b)
     assert report["size"] is None and report["crop"] == 1.0 and report["references"] == {}
     assert "sizes differ between scenes: a [40, 30], b [20, 15]" in report["notes"]
@@ -319,8 +311,5 @@ def test_table_shows_scenes_means_references_and_notes(report):
     text = stream.getvalue()
     for words in ("toy", "mean of 2 views", "nearest source", "best plane", "plane sweep", "PSNR", "lanczos"):
         assert words in text
-    assert (
-        f"{report['mean']['psnr']:.2f}" in text
-        and f"{report['references']['sweep']['mean']['ssim']:.3f}" in text
-    )
+    assert f"{report['mean']['psnr']:.2f}" in text and f"{report['references']['sweep']['mean']['ssim']:.3f}" in text
     assert "LPIPS" not in text

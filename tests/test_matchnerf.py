@@ -58,9 +58,7 @@ def test_batch_of_two_equals_two_batches_of_one(model, generator):
 def test_any_image_size_and_a_tile_equals_its_pixels(published, generator, monkeypatch):
     torch.manual_seed(0)
     aggregation = "concatenate" if published else "symmetric"
-    model = PaperModel(
-        replace(SMALL, published_behaviour=published, view_aggregation=aggregation, num_views=2)
-    )
+    model = PaperModel(replace(SMALL, published_behaviour=published, view_aggregation=aggregation, num_views=2))
     source, target = random_scene(1, 2, generator, size=(70, 50))
     features = model.encode(source)
     tile = crop(target, 31, 20, (7, 5))
@@ -115,9 +113,7 @@ def test_similarity_of_a_textured_plane_peaks_at_its_depth_everywhere(scale, gen
     u, v = torch.meshgrid(fractions * size[0], fractions * size[1], indexing="xy")
     rays = rays_at_pixels(target, torch.stack([u, v], -1).reshape(1, -1, 2))
     depths = torch.linspace(3.4, 4.6, 61)
-    points = (
-        rays.origins[:, :, None] + rays.directions[:, :, None] * (depths / rays.cos[..., None])[..., None]
-    )
+    points = rays.origins[:, :, None] + rays.directions[:, :, None] * (depths / rays.cos[..., None])[..., None]
     reprojection = reproject(points.flatten(1, 2), sources, Behaviour())
     assert reprojection.visible.float().mean() > 0.9
     cue = matching_cue(maps, reprojection, (2, 2), Behaviour()).reshape(25, 61, 4)
@@ -138,9 +134,7 @@ def test_points_behind_a_source_camera_are_not_visible_and_count_for_nothing(gen
     assert as_published.visible.all()
 
     shape = (1, len(view_pairs(3)), 2, 4, 6, 8)
-    maps = PairMaps(
-        torch.randn(shape, generator=generator), torch.randn(shape, generator=generator), (48, 32)
-    )
+    maps = PairMaps(torch.randn(shape, generator=generator), torch.randn(shape, generator=generator), (48, 32))
     others = PairMaps(*(m.clone() for m in maps.scales), padded_size=(48, 32))
     for of_second in (others.coarse[:, 0], others.coarse[:, 2], others.fine[:, 0], others.fine[:, 2]):
         of_second.normal_(generator=generator)

@@ -24,9 +24,7 @@ def test_matchnerf_file_fills_a_whole_model_and_every_tensor_arrives(views, entr
     kind, fields, ours = convert_checkpoint(path)
     config = PaperConfig(**fields)
     assert kind == "matchnerf"
-    assert (
-        config.num_views == views and config.published_behaviour and config.view_aggregation == "concatenate"
-    )
+    assert config.num_views == views and config.published_behaviour and config.view_aggregation == "concatenate"
     model = PaperModel(config)
     model.load_state_dict(ours)
     back = {published_name(name): tensor for name, tensor in model.state_dict().items()}
@@ -95,9 +93,7 @@ class NotATensor:
     """Unpickling it would run code of the file."""
 
 
-@pytest.mark.parametrize(
-    "case", ["absent", "truncated", "empty", "text", "object", "list", "numbers", "other"]
-)
+@pytest.mark.parametrize("case", ["absent", "truncated", "empty", "text", "object", "list", "numbers", "other"])
 def test_bad_files_give_one_line_that_names_the_file(case, tmp_path):
     path = tmp_path / "bad.pth"
     good = published_gmflow()

@@ -145,9 +145,7 @@ def test_bent_sheet_hit_satisfies_its_equation(generator):
 def test_sloping_relief_is_a_plane(generator):
     size = 64
     slope = ((torch.arange(size) + 0.5) / size).expand(size, size)[None].contiguous()
-    o = torch.stack(
-        [torch.rand(300, generator=generator) - 0.5 for _ in range(2)] + [torch.full((300,), 3.0)]
-    )
+    o = torch.stack([torch.rand(300, generator=generator) - 0.5 for _ in range(2)] + [torch.full((300,), 3.0)])
     d = torch.randn(3, 300, generator=generator) * 0.1 - torch.tensor([0, 0, 1.0])[:, None]
     endless = torch.full((300,), torch.inf)
     depth = relief_depth(o, d, torch.zeros(3, 300), torch.zeros(300), endless, slope)
@@ -253,8 +251,7 @@ def test_photographic_effects_grow_with_strength_and_keep_the_picture(generator)
     errors = []
     for strength in (0.1, 1.0, 4.0):
         draws = [
-            photograph(clean, strength, random.Random(seed), torch.Generator().manual_seed(seed))
-            for seed in range(8)
+            photograph(clean, strength, random.Random(seed), torch.Generator().manual_seed(seed)) for seed in range(8)
         ]
         errors.append(float(torch.stack([(image - clean).abs().mean() for image in draws]).mean()))
         assert all(image.min() >= 0 and image.max() <= 1 for image in draws)
@@ -381,9 +378,7 @@ def test_saved_scene_reads_back(tmp_path):
         K = torch.tensor([[frame["fl_x"], 0, frame["cx"]], [0, frame["fl_y"], frame["cy"]], [0, 0, 1]])
         torch.testing.assert_close(K, camera.K)
         assert (frame["w"], frame["h"]) == camera.size
-        assert frame["near"] == pytest.approx(float(camera.near)) and frame["far"] == pytest.approx(
-            float(camera.far)
-        )
+        assert frame["near"] == pytest.approx(float(camera.near)) and frame["far"] == pytest.approx(float(camera.far))
         depth = np.load(tmp_path / "scene" / frame["depth_file_path"])
         assert depth.dtype == np.float32
         torch.testing.assert_close(torch.from_numpy(depth), scene.depth[i])

@@ -32,9 +32,7 @@ def line_of_cameras(
     c2w = torch.eye(4).repeat(len(view_ids), 1, 1)
     for row, view_id in enumerate(view_ids):
         c2w[row, :3, 3] = torch.tensor((centers or {}).get(view_id, (float(view_id), 0.0, 0.0)))
-    K = torch.tensor([[800.0, 0, size[0] / 2], [0, 800.0, size[1] / 2], [0, 0, 1]]).repeat(
-        len(view_ids), 1, 1
-    )
+    K = torch.tensor([[800.0, 0, size[0] / 2], [0, 800.0, size[1] / 2], [0, 0, 1]]).repeat(len(view_ids), 1, 1)
     bounds = torch.ones(len(view_ids))
     photo = PosedPhoto(Path("none.png"), np.eye(4), np.eye(3), size)
     return Scene(
@@ -77,24 +75,17 @@ def test_tables_are_complete():
         "chair", "drums", "ficus", "hotdog", "lego", "materials", "mic", "ship"
     }  # fmt: skip
     dtu = load_table("dtu")
-    assert (
-        len(dtu["test_scans"]) == 16 and len(dtu["training_scans"]) == len(set(dtu["training_scans"])) == 88
-    )
+    assert len(dtu["test_scans"]) == 16 and len(dtu["training_scans"]) == len(set(dtu["training_scans"])) == 88
     assert not set(dtu["test_scans"]) & set(dtu["training_scans"])
     assert set(dtu["depth_scans"]) <= set(dtu["test_scans"])
     blender = load_table("blender")["scenes"].values()
     assert all(0 <= i < 100 for views in blender for i in views["sources"] + views["targets"])
 
 
-@pytest.mark.parametrize(
-    ("table", "total"), [("rff", 3251), ("blender", 7537), ("dtu", 579), ("tanks", 3037)]
-)
+@pytest.mark.parametrize(("table", "total"), [("rff", 3251), ("blender", 7537), ("dtu", 579), ("tanks", 3037)])
 def test_sums_of_the_published_indices(table, total):
     """A slip of one digit shows."""
-    assert (
-        sum(sum(views["sources"] + views["targets"]) for t, _, views in rows_of_tables() if t == table)
-        == total
-    )
+    assert sum(sum(views["sources"] + views["targets"]) for t, _, views in rows_of_tables() if t == table) == total
 
 
 def test_flower_tasks_written_out_by_hand():
@@ -128,9 +119,7 @@ def test_depth_errors_are_for_the_five_published_scans():
 
 
 def test_blender_scene_is_cropped_and_unmasked():
-    split = get_protocol("mvsnerf").split(
-        line_of_cameras("lego", "blender", tuple(range(100)), size=(800, 800))
-    )
+    split = get_protocol("mvsnerf").split(line_of_cameras("lego", "blender", tuple(range(100)), size=(800, 800)))
     assert split.size == (800, 800) and split.crop == 0.8 and not split.foreground_mask and split.notes == ()
 
 
@@ -142,9 +131,7 @@ def test_tanks_scene_has_its_own_sources():
 
 def test_distance_is_l1():
     """(0.7, 0.7) is nearer than (1.2, 0) by L2 and farther by L1."""
-    scene = line_of_cameras(
-        "s", "colmap", (0, 1, 2, 3), {0: (0, 0, 0), 1: (0.7, 0.7, 0), 2: (1.2, 0, 0), 3: (9, 9, 9)}
-    )
+    scene = line_of_cameras("s", "colmap", (0, 1, 2, 3), {0: (0, 0, 0), 1: (0.7, 0.7, 0), 2: (1.2, 0, 0), 3: (9, 9, 9)})
     protocol = get_protocol("nearest")
     assert ids(scene, evaluation_tasks(scene, protocol, 2, (0,))[0]) == (0, [2, 1])
     assert ids(scene, evaluation_tasks(scene, replace(protocol, order=2), 2, (0,))[0]) == (0, [1, 2])
@@ -186,14 +173,10 @@ def test_bad_input_names_what_to_do():
     scene = line_of_cameras("fox", "transforms", tuple(range(5)))
     with pytest.raises(InputError, match=r"unknown --protocol 'nearst': choose one of nearest, mvsnerf"):
         get_protocol("nearst")
-    with pytest.raises(
-        InputError, match=r"no split for scene 'fox' \(transforms\).*fern flower.*--protocol nearest"
-    ):
+    with pytest.raises(InputError, match=r"no split for scene 'fox' \(transforms\).*fern flower.*--protocol nearest"):
         evaluation_tasks(scene, get_protocol("mvsnerf"), 3)
     for num_sources in (0, 1, 5):
-        with pytest.raises(
-            InputError, match=rf"between 2 and 4 for fox under protocol nearest, got {num_sources}"
-        ):
+        with pytest.raises(InputError, match=rf"between 2 and 4 for fox under protocol nearest, got {num_sources}"):
             evaluation_tasks(scene, get_protocol("nearest"), num_sources)
     with pytest.raises(InputError, match=r"--targets of fox must be among its views 0 1 2 3 4, got 7 9"):
         evaluation_tasks(scene, get_protocol("nearest"), 2, targets=(1, 7, 9))
@@ -202,9 +185,7 @@ def test_bad_input_names_what_to_do():
     with pytest.raises(InputError, match="must not repeat"):
         evaluation_tasks(scene, get_protocol("nearest"), 2, targets=(1, 1))
     part = line_of_cameras("fern", "llff", tuple(range(15)))
-    with pytest.raises(
-        InputError, match=r"needs views 15 16 17 18 19, but the scene has 15 views \(0 to 14\)"
-    ):
+    with pytest.raises(InputError, match=r"needs views 15 16 17 18 19, but the scene has 15 views \(0 to 14\)"):
         evaluation_tasks(part, get_protocol("mvsnerf"), 3)
 
 

@@ -23,9 +23,7 @@ def cameras_at(shifts: list[float], depth: float) -> Cameras:
     """Fronto-parallel cameras, moved right so that a point at ``depth`` moves by ``shifts`` pixels."""
     c2w = torch.eye(4).repeat(len(shifts), 1, 1)
     c2w[:, 0, 3] = torch.tensor(shifts) * depth / FOCAL
-    K = torch.tensor([[FOCAL, 0, SIZE[0] / 2], [0, FOCAL, SIZE[1] / 2], [0, 0, 1.0]]).repeat(
-        len(shifts), 1, 1
-    )
+    K = torch.tensor([[FOCAL, 0, SIZE[0] / 2], [0, FOCAL, SIZE[1] / 2], [0, 0, 1.0]]).repeat(len(shifts), 1, 1)
     bounds = torch.ones(len(shifts))
     return Cameras(c2w, K, SIZE, NEAR * bounds, FAR * bounds)
 
@@ -45,9 +43,7 @@ def texture(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 def photograph(cameras: Cameras, depth: float) -> Views:
     """Exact photos of the textured plane z = ``depth``, by ray-plane intersection."""
     rays = image_rays(cameras)
-    points = (
-        rays.origins + rays.directions * ((depth - rays.origins[..., 2]) / rays.directions[..., 2])[..., None]
-    )
+    points = rays.origins + rays.directions * ((depth - rays.origins[..., 2]) / rays.directions[..., 2])[..., None]
     return Views(texture(points[..., 0], points[..., 1]), cameras)
 
 
@@ -84,9 +80,7 @@ def test_plane_sweep_separates_two_depths_where_one_plane_cannot():
     sweep = plane_sweep(views[:2], views.cameras[2])
     assert sweep.depth[6:18, 16:-16].median() == pytest.approx(near_depth, rel=0.02)
     assert sweep.depth[30:42, 16:-16].median() == pytest.approx(far_depth, rel=0.05)
-    error = [
-        (out.rgb - views.images[2]).abs().mean() for out in (sweep, best_plane(views[:2], views.cameras[2]))
-    ]
+    error = [(out.rgb - views.images[2]).abs().mean() for out in (sweep, best_plane(views[:2], views.cameras[2]))]
     assert error[0] < 0.5 * error[1]
 
 

@@ -162,9 +162,7 @@ def test_depth_histogram_has_two_peaks_at_an_edge_and_none_where_nothing_is_know
     depth[:, :2, :] = 0  # the upper half is unknown
     depth[:, :, 4:] = 0
     histogram, known = depth_histogram(depth, *BOUNDS, 6, 4)
-    torch.testing.assert_close(
-        histogram[0, :, 0, 0], torch.tensor([0.25, 0, 0, 0, 0.75, 0]), atol=1e-4, rtol=0
-    )
+    torch.testing.assert_close(histogram[0, :, 0, 0], torch.tensor([0.25, 0, 0, 0, 0.75, 0]), atol=1e-4, rtol=0)
     torch.testing.assert_close(known, torch.tensor([[[0.5, 0.0]]]))
     assert histogram[0, :, 0, 1].abs().max() == 0
 
@@ -593,9 +591,7 @@ def test_examples_of_a_pool(pool):
     assert example.source.images.shape == (2, 3, 16, 24)
     distances = (scene.views.images - example.target.images).abs().flatten(1).sum(1)
     assert (distances == 0).sum() == 1  # the target is one of the views ...
-    assert (example.source.images - example.target.images).abs().flatten(1).sum(
-        1
-    ).min() > 0  # ... and no source
+    assert (example.source.images - example.target.images).abs().flatten(1).sum(1).min() > 0  # ... and no source
     assert example.depth is not None
     known = example.depth[example.depth > 0]
     assert (known >= example.target.cameras.near).all() and (known <= example.target.cameras.far).all()
@@ -731,10 +727,7 @@ def test_the_command_line_trains(tmp_path, dtu_root):
         "workers": 1,
         "device": "cpu",
         "source-views": "2 3",
-        **{
-            f"model.paper.{name.replace('_', '-')}": value
-            for name, value in dataclasses.asdict(TINY_PAPER).items()
-        },
+        **{f"model.paper.{name.replace('_', '-')}": value for name, value in dataclasses.asdict(TINY_PAPER).items()},
     }
     for name in ("groups", "view_aggregation", "num_views", "published_behaviour", "attention_splits"):
         del flags[f"model.paper.{name.replace('_', '-')}"]
@@ -766,9 +759,7 @@ def test_two_processes_give_the_gradient_of_one_and_train_together(tmp_path):
     for name, gradient in ours["gradients"].items():
         torch.testing.assert_close(theirs["gradients"][name], gradient, atol=1e-6, rtol=1e-4, msg=name)
     entries = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    assert [(e["kind"], e["step"]) for e in entries] == [
-        (k, s) for s in (1, 2, 3) for k in ("train", "validation")
-    ]
+    assert [(e["kind"], e["step"]) for e in entries] == [(k, s) for s in (1, 2, 3) for k in ("train", "validation")]
     assert load_state(tmp_path / "run" / STATE_FILE).step == 3
     assert (tmp_path / "stopped_0").exists() and (tmp_path / "stopped_1").exists()
 
@@ -811,9 +802,7 @@ def test_every_option_is_read_and_documented():
         unread = [field.name for field in dataclasses.fields(config) if field.name not in read]
         assert not unread, f"{config.__name__}: nothing reads {unread}"
         source = ast.parse(Path(sys.modules[config.__module__].__file__ or "").read_text(encoding="utf-8"))
-        body = next(
-            n for n in ast.walk(source) if isinstance(n, ast.ClassDef) and n.name == config.__name__
-        ).body
+        body = next(n for n in ast.walk(source) if isinstance(n, ast.ClassDef) and n.name == config.__name__).body
         for statement, following in pairwise(body):
             if isinstance(statement, ast.AnnAssign):
                 assert isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant), (

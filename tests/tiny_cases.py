@@ -66,9 +66,7 @@ def rotation(tilt: float, pan: float) -> Float[Tensor, "3 3"]:
     return about_y @ about_x
 
 
-def cameras_on_a_wall(
-    count: int, size: tuple[int, int], generator: torch.Generator, *, turn: float = 0.05
-) -> Cameras:
+def cameras_on_a_wall(count: int, size: tuple[int, int], generator: torch.Generator, *, turn: float = 0.05) -> Cameras:
     """Cameras around the origin that look along +z, each turned by up to about ``turn`` radians; near 2, far 8."""
     c2w = torch.eye(4).repeat(count, 1, 1)
     for pose in c2w:

@@ -59,9 +59,7 @@ def main(folder: Path, batch_size: int) -> None:
     fabric.backward(wrapped(dataset[5]))
     if fabric.is_global_zero:
         gradients = {name: p.grad for name, p in model.named_parameters()}
-        torch.save(
-            {"world": fabric.world_size, "gradients": gradients}, folder / f"gradients_{batch_size}.pt"
-        )
+        torch.save({"world": fabric.world_size, "gradients": gradients}, folder / f"gradients_{batch_size}.pt")
     if fabric.world_size > 1:
         train(config, PlaneScenes(), [tiny_example()])
         try:  # only the second process meets item 1; the first would wait for it for ever

@@ -133,9 +133,7 @@ def render_inputs(scene: Scene, task: Task, device: torch.device | str = "cpu") 
 def crop_window(size: tuple[int, int], crop: float) -> tuple[slice, slice]:
     """(rows, columns) of the central ``crop`` share: 0.8 leaves out a tenth, rounded down, on each side."""
     if not 0 < crop <= 1:
-        raise InputError(
-            f"--crop is the share of the image that is scored, above 0 and at most 1, got {crop}"
-        )
+        raise InputError(f"--crop is the share of the image that is scored, above 0 and at most 1, got {crop}")
     # The small term keeps 0.1 * 320 from falling to 31 in floating point.
     left, top = (math.floor(n * (1 - crop) / 2 + 1e-6) for n in size)
     return slice(top, size[1] - top), slice(left, size[0] - left)
@@ -150,8 +148,7 @@ def _timed(function: Render, source: Views, target: Cameras, what: str) -> tuple
     seconds = time.perf_counter() - start
     if tuple(output.rgb.shape) != (3, target.height, target.width):
         raise InputError(
-            f"{what}: rendering must give 3x{target.height}x{target.width} colours, "
-            f"got {tuple(output.rgb.shape)}"
+            f"{what}: rendering must give 3x{target.height}x{target.width} colours, got {tuple(output.rgb.shape)}"
         )
     if not output.rgb.isfinite().all() or not output.depth.isfinite().all():
         raise InputError(f"{what}: rendering gave numbers that are not finite: are the weights sound?")

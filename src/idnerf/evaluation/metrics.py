@@ -32,9 +32,7 @@ def psnr(
     squared = (prediction.double() - truth.double()).square()
     if mask is not None:
         if not mask.any():
-            raise InputError(
-                "PSNR needs at least one pixel, the mask has none: score the whole image instead"
-            )
+            raise InputError("PSNR needs at least one pixel, the mask has none: score the whole image instead")
         squared = squared[:, mask]
     error = squared.mean().item()
     return math.inf if error == 0 else -10 * math.log10(error)

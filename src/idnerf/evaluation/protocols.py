@@ -89,8 +89,7 @@ class Protocol:
             if scene.format in table["formats"] and views:
                 return _from_table(table, views, scene)
         known = {
-            table["dataset"]: "any scan" if "any_scene" in table else " ".join(table["scenes"])
-            for table in self.tables
+            table["dataset"]: "any scan" if "any_scene" in table else " ".join(table["scenes"]) for table in self.tables
         }
         raise InputError(
             f"protocol {self.name} has no split for scene {scene.name!r} ({scene.format}); it knows "
@@ -135,9 +134,7 @@ def _from_table(table: dict[str, Any], views: dict[str, list[int]], scene: Scene
     return Split(candidates, targets, sizes, table["crop"], table["foreground_mask"], unit_mm, tuple(notes))
 
 
-def _size_that_fits(
-    scene: Scene, sizes: tuple[tuple[int, int], ...]
-) -> tuple[tuple[int, int], tuple[str, ...]]:
+def _size_that_fits(scene: Scene, sizes: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], tuple[str, ...]]:
     """The largest of a protocol's sizes that the photos fill, else the smallest; a note if not the first."""
     width, height = scene.cameras.size
     size = next((s for s in sizes if s[0] <= width and s[1] <= height), sizes[-1])
@@ -166,8 +163,7 @@ def evaluation_tasks(
     unknown = sorted(set(chosen) - set(scene.view_ids))
     if unknown or not chosen:
         raise InputError(
-            f"--targets of {scene.name} must be among its views {_ids(scene.view_ids)}, "
-            f"got {_ids(unknown) or 'none'}"
+            f"--targets of {scene.name} must be among its views {_ids(scene.view_ids)}, got {_ids(unknown) or 'none'}"
         )
     if len(set(chosen)) < len(chosen):
         raise InputError(f"--targets must not repeat a view, got {_ids(chosen)}")

@@ -57,9 +57,7 @@ def build_report(
         "device": device,
         **_row([record for result in results for record in result.views]),
         "references": {row: _row([record for r in results for record in r.references[row]]) for row in rows},
-        "notes": list(
-            dict.fromkeys([*notes, *size_notes, *crop_notes, *(note for r in results for note in r.notes)])
-        ),
+        "notes": list(dict.fromkeys([*notes, *size_notes, *crop_notes, *(note for r in results for note in r.notes)])),
     }
 
 
@@ -101,17 +99,13 @@ def write_report(path: Path, report: Report) -> None:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8"
-        ) as file:
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8") as file:
             temporary = file.name
             file.write(text)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
-        raise InputError(
-            f"cannot write --json {path}: {error.strerror or error}; choose another place"
-        ) from None
+        raise InputError(f"cannot write --json {path}: {error.strerror or error}; choose another place") from None
     finally:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
@@ -133,15 +127,10 @@ _HEADINGS = {
 
 def print_table(report: Report, console: Console | None = None) -> None:
     """Scenes and their mean, the reference rows' means below, notes last."""
-    shown = [
-        key
-        for key in _HEADINGS
-        if key in report["mean"] and (key != "lpips" or report["mean"][key] is not None)
-    ]
+    shown = [key for key in _HEADINGS if key in report["mean"] and (key != "lpips" or report["mean"][key] is not None)]
     size = "x".join(map(str, report["size"])) if report["size"] else "several sizes"
     table = Table(
-        title=f"{report['weights']} weights, {report['num_sources']} sources, "
-        f"protocol {report['protocol']}, {size}"
+        title=f"{report['weights']} weights, {report['num_sources']} sources, protocol {report['protocol']}, {size}"
     )
     table.add_column("scene")
     for key in shown:

@@ -69,9 +69,7 @@ def sample_atlas(
         taps += [top + left, top + right, below + left, below + right]
         high, low = share * fy, share * (1 - fy)
         weights += [low * (1 - fx), low * fx, high * (1 - fx), high * fx]
-    return F.embedding_bag(
-        torch.stack(taps, -1), atlas.texels, per_sample_weights=torch.stack(weights, -1), mode="sum"
-    )
+    return F.embedding_bag(torch.stack(taps, -1), atlas.texels, per_sample_weights=torch.stack(weights, -1), mode="sum")
 
 
 def sample_maps(

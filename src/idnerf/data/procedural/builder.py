@@ -61,9 +61,7 @@ class SceneBuilder:
         self.rng = rng
         self.roughness = roughness
         self.materials: list[list[float]] = []
-        self.rows: list[
-            tuple[int, list[tuple[np.ndarray, np.ndarray, np.ndarray, tuple[float, float, float], int]]]
-        ]
+        self.rows: list[tuple[int, list[tuple[np.ndarray, np.ndarray, np.ndarray, tuple[float, float, float], int]]]]
         self.rows = []
         self.face_materials: set[int] = set()
 
@@ -90,11 +88,7 @@ class SceneBuilder:
         if not fitting:
             fitting = [i for i, name in enumerate(self.families) if name not in ("leaf", "petal")]
         foliage = family in ("leaf", "petal")
-        detail = [
-            i
-            for i, name in enumerate(self.families)
-            if name in ("noise", "collage", "rust", "cell", "speckle")
-        ]
+        detail = [i for i, name in enumerate(self.families) if name in ("noise", "collage", "rust", "cell", "speckle")]
         angle = rng.choice([0.0, 0.0, math.pi / 2, rng.uniform(0, 6.28)])
         brightness = math.exp(rng.gauss(0, 0.25))
         tint = [brightness * math.exp(rng.gauss(0, 0.08)) for _ in range(3)]
@@ -104,9 +98,7 @@ class SceneBuilder:
             "detail": rng.choice(detail),
             "scale": loguniform(rng, 0.35, 2.2) if tiles is None else tiles,
             "detail_scale": loguniform(rng, 1.5, 7.0) if rng.random() < 0.75 else loguniform(rng, 0.15, 0.6),
-            "detail_strength": rng.choice(
-                [0.0, rng.uniform(0, 0.35), rng.uniform(0.2, 0.9) * self.roughness]
-            ),
+            "detail_strength": rng.choice([0.0, rng.uniform(0, 0.35), rng.uniform(0.2, 0.9) * self.roughness]),
             "cos": math.cos(angle),
             "sin": math.sin(angle),
             "offset_u": rng.random(),
@@ -143,17 +135,13 @@ class SceneBuilder:
         """A convex body (shapes: BOX, ELLIPSOID, CYLINDER, ...)."""
         self._add(BODY, center, rotation, half, shape, material)
 
-    def add_carved(
-        self, center, rotation, half, shape, material: int, cut_center, cut_rotation, cut_half, cut_shape
-    ):
+    def add_carved(self, center, rotation, half, shape, material: int, cut_center, cut_rotation, cut_half, cut_shape):
         """A body with another one taken out; the hollow sometimes has a material of its own."""
         inner = self.material() if self.rng.random() < 0.3 else material
         cut = (np.asarray(cut_center, float), cut_rotation, np.asarray(cut_half, float), cut_shape, inner)
         self._add(CARVED, center, rotation, half, shape, material, cut)
 
-    def add_sheet(
-        self, center, rotation, half_x, half_y, bend: tuple[float, float], outline: str, material: int
-    ):
+    def add_sheet(self, center, rotation, half_x, half_y, bend: tuple[float, float], outline: str, material: int):
         """A thin bent patch; ``bend``: rise at the edges along x and y, in units of the half sizes."""
         depth_x, depth_y = bend[0] * half_x, bend[1] * half_y
         half_z = max(abs(depth_x) + abs(depth_y), 0.01 * max(half_x, half_y))

@@ -37,9 +37,7 @@ class ProceduralConfig:
         if self.rig not in ("mixed", "forward", "inward"):
             raise InputError(f"rig: expected mixed, forward or inward, got {self.rig!r}; choose one of these")
         if not 0 <= low <= high <= 1:
-            raise InputError(
-                f"complexity: expected 0 <= low <= high <= 1, got {low}, {high}; change the range"
-            )
+            raise InputError(f"complexity: expected 0 <= low <= high <= 1, got {low}, {high}; change the range")
         if not 1 <= self.supersample <= 8:
             raise InputError(f"supersample: expected 1 to 8, got {self.supersample}; change it")
         if not 0 <= self.photo <= 4:

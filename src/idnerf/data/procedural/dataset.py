@@ -43,9 +43,7 @@ class ProceduralDataset(IterableDataset[ProceduralScene]):
         if start < 0:
             raise InputError(f"start: expected a seed of 0 or more, got {start}; change it")
         if not 0 <= self.rank < self.world_size:
-            raise InputError(
-                f"rank: expected 0 <= rank < world_size, got {self.rank} of {self.world_size}; change it"
-            )
+            raise InputError(f"rank: expected 0 <= rank < world_size, got {self.rank} of {self.world_size}; change it")
 
     def __iter__(self) -> Iterator[ProceduralScene]:
         worker = get_worker_info()

@@ -45,9 +45,7 @@ def save_scene(scene: ProceduralScene, folder: Path) -> None:
 def save_frame(scene: ProceduralScene, index: int, folder: Path) -> dict[str, object]:
     """Write one view's image and depth; its entry of ``transforms.json``."""
     camera = scene.views.cameras[index]
-    image = (
-        (scene.views.images[index].clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-    )
+    image = (scene.views.images[index].clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     Image.fromarray(image).save(folder / "images" / f"{index:03d}.png")
     np.save(folder / "depth" / f"{index:03d}.npy", scene.depth[index].cpu().numpy().astype(np.float32))
     K = camera.K.cpu()

@@ -28,9 +28,7 @@ from idnerf.types import Cameras, Views
 def to_device(world: World, device: torch.device | str) -> World:
     """The world's tables on another device (they are always drawn on the CPU: scenes do not depend on it)."""
     look = world.appearance
-    lights = tuple(
-        replace(x, position=x.position.to(device), colour=x.colour.to(device)) for x in look.lights
-    )
+    lights = tuple(replace(x, position=x.position.to(device), colour=x.colour.to(device)) for x in look.lights)
     appearance = replace(
         look,
         atlas=look.atlas.to(device),
@@ -114,21 +112,15 @@ def render_view(
                         *first_hits(primitives, frames, inner, camera.size, offset, *maps),
                     )
                 )
-    hits = Hits(
-        *(torch.cat([getattr(p, name) for p in passes]) for name in ("pixel", "u", "v", "depth", "surface"))
-    )
+    hits = Hits(*(torch.cat([getattr(p, name) for p in passes]) for name in ("pixel", "u", "v", "depth", "surface")))
     colour = shade(primitives, world.appearance, camera, hits)
     total = torch.zeros(width * height, 3, device=colour.device).index_add_(0, hits.pixel, tone(colour))
-    count = torch.zeros(width * height, device=colour.device).index_add_(
-        0, hits.pixel, torch.ones_like(hits.u)
-    )
+    count = torch.zeros(width * height, device=colour.device).index_add_(0, hits.pixel, torch.ones_like(hits.u))
     image = (total / count.clamp_min(1)[:, None]).T.reshape(3, height, width)
     return image, depth.reshape(height, width)
 
 
-def pass_hits(
-    pixels: Tensor, width: int, offset: tuple[float, float], depth: Tensor, surface: Tensor
-) -> Hits:
+def pass_hits(pixels: Tensor, width: int, offset: tuple[float, float], depth: Tensor, surface: Tensor) -> Hits:
     """The hits of one ray per pixel of ``pixels``."""
     pixels = pixels[surface[pixels] >= 0]
     u = (pixels % width).float() + offset[0]
@@ -141,9 +133,7 @@ def tone(radiance: Tensor) -> Tensor:
     return radiance * (1 + radiance / 9) / (1 + radiance)
 
 
-def develop(
-    images: Float[Tensor, "view 3 height width"], rng: random.Random
-) -> Float[Tensor, "view 3 height width"]:
+def develop(images: Float[Tensor, "view 3 height width"], rng: random.Random) -> Float[Tensor, "view 3 height width"]:
     """Expose all views alike (mid grey of the scene at a random level) and encode for display (gamma 2.2)."""
     luminance = images.mean(1).flatten()
     luminance = luminance[:: max(len(luminance) // 20000, 1)].sort().values
@@ -204,9 +194,7 @@ def depth_ranges(
 
 
 @torch.no_grad()
-def generate_scene(
-    seed: int, config: ProceduralConfig, device: torch.device | str = "cpu"
-) -> ProceduralScene:
+def generate_scene(seed: int, config: ProceduralConfig, device: torch.device | str = "cpu") -> ProceduralScene:
     """Draw and render scene number ``seed``; the same (seed, config) gives the same scene.
 
     Cameras and depth are in the scene's own random scale (0.1 to 100 units to the nearest things) and

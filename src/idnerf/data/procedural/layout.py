@@ -58,18 +58,12 @@ def six_materials(builder: SceneBuilder, tiles: float, outdoors: bool) -> list[i
     for face in range(6):
         sky = outdoors and face != 3
         if outdoors:
-            family = (
-                "collage"
-                if face != 2 and rng.random() < 0.6
-                else rng.choice(["noise", "rust", "collage", None])
-            )
+            family = "collage" if face != 2 and rng.random() < 0.6 else rng.choice(["noise", "rust", "collage", None])
         elif face in (2, 3):
             family = rng.choice(["plain", "wood", "noise", "cell", "checker", "speckle", None])
         else:
             family = wall if rng.random() < 0.6 else rng.choice(["plain", "collage", None])
-        materials.append(
-            builder.material(family, tiles * rng.uniform(0.6, 1.6), rng.uniform(0.2, 0.8) if sky else 0.0)
-        )
+        materials.append(builder.material(family, tiles * rng.uniform(0.6, 1.6), rng.uniform(0.2, 0.8) if sky else 0.0))
     return materials
 
 
@@ -148,9 +142,7 @@ def add_ground(builder: SceneBuilder, rig: Rig, floor: float) -> None:
     material = builder.material(
         rng.choice(["noise", "rust", "cell", "speckle", "collage"]), loguniform(rng, 0.5, 2.5) / reach
     )
-    builder.add_relief(
-        middle + np.array([0, floor, 0]), up, (reach, reach, tall), rng.randrange(RELIEFS), material
-    )
+    builder.add_relief(middle + np.array([0, floor, 0]), up, (reach, reach, tall), rng.randrange(RELIEFS), material)
 
 
 def draw_lights(middle: np.ndarray, reach: float, rng: random.Random) -> tuple[list[Light], list[Pinhole]]:
@@ -262,6 +254,4 @@ def draw_world(rig: Rig, complexity: float, rng: random.Random, generator: torch
         relief_bank(RELIEFS, MAP_SIZE, rng, generator),
     )
     outlines = outline_bank(MAP_SIZE, rng, generator)
-    return World(
-        primitives, appearance, outlines, tuple(shadow_cameras), tuple(sky_cameras(middle, reach, rng))
-    )
+    return World(primitives, appearance, outlines, tuple(shadow_cameras), tuple(sky_cameras(middle, reach, rng)))

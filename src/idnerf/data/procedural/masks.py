@@ -32,9 +32,7 @@ def frond_outline(u: Map, v: Map, rng: random.Random, generator: torch.Generator
     """A rib with leaflets on both sides."""
     count, slant = rng.randint(7, 16), rng.uniform(0.3, 1.2)
     across = (2 * u - 1).abs()
-    envelope = rng.uniform(0.7, 0.95) * torch.sin(
-        math.pi * (0.08 + 0.9 * v) ** rng.uniform(0.6, 1.1)
-    ).clamp_min(0)
+    envelope = rng.uniform(0.7, 0.95) * torch.sin(math.pi * (0.08 + 0.9 * v) ** rng.uniform(0.6, 1.1)).clamp_min(0)
     phase = (v * count - slant * across * count * 0.25) % 1
     leaflet = rng.uniform(0.25, 0.42) * (1 - (across / envelope.clamp_min(1e-3)) ** 2) - (phase - 0.5).abs()
     leaflet = torch.where(across < envelope, leaflet, -0.2)

@@ -68,9 +68,7 @@ def add_hollow(builder: SceneBuilder, center: np.ndarray, size: float) -> None:
         shift = direction / np.linalg.norm(direction) * size * 0.6
         cut_shape, cut_rotation = rng.choice(SHAPES), random_rotation(rng)
     material = builder.material(tiles=rng.uniform(0.2, 1.2) / size)
-    builder.add_carved(
-        center, rotation, half, shape, material, center + shift, cut_rotation, cut_half, cut_shape
-    )
+    builder.add_carved(center, rotation, half, shape, material, center + shift, cut_rotation, cut_half, cut_shape)
 
 
 def add_relief_object(builder: SceneBuilder, center: np.ndarray, size: float) -> None:
@@ -92,9 +90,7 @@ def add_rod(builder: SceneBuilder, start: np.ndarray, end: np.ndarray, radius: f
     builder.add_body(0.5 * (start + end), frame_along(axis, builder.rng), half, CYLINDER, material)
 
 
-def curve_points(
-    rng: random.Random, start: np.ndarray, heading: np.ndarray, length: float, count: int, bend: float
-):
+def curve_points(rng: random.Random, start: np.ndarray, heading: np.ndarray, length: float, count: int, bend: float):
     """A random smooth curve of ``count`` segments."""
     turn = gauss3(rng, bend)
     points, heading = [start], heading / np.linalg.norm(heading)
@@ -137,9 +133,7 @@ def add_leaf(
         x = np.cross(y, np.array([1.0, 0.0, 0.3]))
     x /= np.linalg.norm(x)
     rotation = np.stack([x, y, np.cross(x, y)], 1)
-    width = length * {"leaf": rng.uniform(0.2, 0.5), "frond": rng.uniform(0.3, 0.6)}.get(
-        outline, rng.uniform(0.3, 0.8)
-    )
+    width = length * {"leaf": rng.uniform(0.2, 0.5), "frond": rng.uniform(0.3, 0.6)}.get(outline, rng.uniform(0.3, 0.8))
     bend = (rng.gauss(0, 0.25), rng.gauss(-0.15, 0.25))
     builder.add_sheet(base + 0.5 * length * y, rotation, width * 0.5, length * 0.5, bend, outline, material)
 
@@ -174,9 +168,7 @@ def add_rosette(builder: SceneBuilder, center: np.ndarray, size: float) -> None:
     count = rng.randint(5, 12)
     for k in range(count):
         angle = 2 * math.pi * (k + rng.uniform(-0.3, 0.3)) / count
-        heading = frame @ np.array(
-            [math.cos(angle) * spread, math.sin(angle) * spread, 0.7 + rng.gauss(0, 0.2)]
-        )
+        heading = frame @ np.array([math.cos(angle) * spread, math.sin(angle) * spread, 0.7 + rng.gauss(0, 0.2)])
         add_leaf(builder, center, heading, size * rng.uniform(0.7, 1.3), outline, material)
 
 
@@ -287,11 +279,7 @@ def add_pebbles(builder: SceneBuilder, center: np.ndarray, size: float) -> None:
     materials = [builder.material(tiles=2 / size) for _ in range(rng.randint(1, 3))]
     shape = rng.choice(SHAPES)
     for _ in range(rng.randint(4, 10)):
-        half = (
-            size
-            * rng.uniform(0.1, 0.3)
-            * np.array([rng.uniform(0.5, 1), rng.uniform(0.5, 1), rng.uniform(0.4, 1)])
-        )
+        half = size * rng.uniform(0.1, 0.3) * np.array([rng.uniform(0.5, 1), rng.uniform(0.5, 1), rng.uniform(0.4, 1)])
         where = center + gauss3(rng, 0.45 * size) * np.array([1, 0.5, 1])
         builder.add_body(where, random_rotation(rng), half, shape, rng.choice(materials))
 
@@ -306,9 +294,7 @@ def add_panel(builder: SceneBuilder, center: np.ndarray, size: float) -> None:
     rotation = np.stack([x, np.cross(z, x), z], 1)
     half = (size * rng.uniform(0.5, 1), size * rng.uniform(0.4, 1), 0.02 * size)
     family = rng.choice(["glyph", "collage", "collage", "plain", None])
-    builder.add_body(
-        center, rotation, half, BOX, builder.material(family, tiles=rng.uniform(0.4, 0.9) / size)
-    )
+    builder.add_body(center, rotation, half, BOX, builder.material(family, tiles=rng.uniform(0.4, 0.9) / size))
 
 
 def add_litter(builder: SceneBuilder, center: np.ndarray, size: float) -> None:
@@ -367,9 +353,7 @@ def add_facade(builder: SceneBuilder, center: np.ndarray, size: float) -> None:
     x, z = np.array([math.cos(yaw), 0, math.sin(yaw)]), np.array([math.sin(yaw), 0, -math.cos(yaw)])
     rotation = np.stack([x, UP, z], 1)
     half = size * np.array([rng.uniform(0.6, 1.2), rng.uniform(0.6, 1.2), rng.uniform(0.3, 0.8)])
-    wall = builder.material(
-        rng.choice(["brick", "brick", "plain", "noise", None]), rng.uniform(0.6, 2) / size
-    )
+    wall = builder.material(rng.choice(["brick", "brick", "plain", "noise", None]), rng.uniform(0.6, 2) / size)
     pane, frame = builder.material("plain"), builder.material("plain")
     builder.add_body(center, rotation, half, BOX, wall)
     cornice = half * np.array([1.06, 0.05, 1.06])

@@ -54,9 +54,7 @@ def unpack_scene(path: Path) -> ProceduralScene:
         name = file.metadata()["name"]
         values = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     images = values["images"].float() / 255
-    cameras = Cameras(
-        values["c2w"], values["K"], (images.shape[-1], images.shape[-2]), values["near"], values["far"]
-    )
+    cameras = Cameras(values["c2w"], values["K"], (images.shape[-1], images.shape[-2]), values["near"], values["far"])
     depth = values["near"][:, None, None] / values["inverse_depth"].float()
     return ProceduralScene(Views(images, cameras), depth, name)
 

@@ -105,9 +105,7 @@ def covered_rows(
     edges = torch.tensor(BOX_EDGES, device=device)
     start, end = pixels[primitive][:, edges[:, 0]], pixels[primitive][:, edges[:, 1]]
     top = row[:, None].float()
-    slope = (end - start)[..., 0] / torch.where(
-        (end - start)[..., 1].abs() < 1e-6, 1e-6, (end - start)[..., 1]
-    )
+    slope = (end - start)[..., 0] / torch.where((end - start)[..., 1].abs() < 1e-6, 1e-6, (end - start)[..., 1])
     y0, y1 = start[..., 1], end[..., 1]
     touches = (torch.minimum(y0, y1) <= top + 1) & (torch.maximum(y0, y1) >= top)
     steep = (y1 - y0).abs() >= 1e-6

@@ -89,9 +89,7 @@ def forward_rig(size: tuple[int, int], count: int, rng: random.Random) -> Rig:
         target = np.array([0.0, 0.0, focus]) + focus * np.array([rng.gauss(0, 0.02), rng.gauss(0, 0.02), 0])
         if rng.random() < 0.3:
             target = target + np.array([0.6 * position[0], 0.6 * position[1], 0])
-        cameras.append(
-            Pinhole(look_at(position, target, rng.gauss(0, 0.02)), intrinsics(size, tan_x, rng), size)
-        )
+        cameras.append(Pinhole(look_at(position, target, rng.gauss(0, 0.02)), intrinsics(size, tan_x, rng), size))
     return Rig("forward", tuple(cameras), 1.0, far, tan_x, tan_x * size[1] / size[0], baseline)
 
 
@@ -113,9 +111,7 @@ def inward_rig(size: tuple[int, int], count: int, rng: random.Random) -> Rig:
         outward = np.array([math.cos(e) * math.sin(a), -math.sin(e), math.cos(e) * math.cos(a)])
         position = outward * distance * math.exp(rng.gauss(0, 0.03))
         target = aim + np.array([rng.gauss(0, 0.03), rng.gauss(0, 0.03), rng.gauss(0, 0.03)])
-        cameras.append(
-            Pinhole(look_at(position, target, rng.gauss(0, 0.02)), intrinsics(size, tan_x, rng), size)
-        )
+        cameras.append(Pinhole(look_at(position, target, rng.gauss(0, 0.02)), intrinsics(size, tan_x, rng), size))
     return Rig("inward", tuple(cameras), distance - 1.0, distance + 1.0, tan_x, tan_y, spacing * distance)
 
 

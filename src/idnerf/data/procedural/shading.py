@@ -82,9 +82,7 @@ def shade(
     return torch.cat(colours) if colours else hits.u.new_zeros(0, 3)
 
 
-def shade_chunk(
-    primitives: Primitives, appearance: Appearance, camera: Pinhole, hits: Hits
-) -> Float[Tensor, "hit 3"]:
+def shade_chunk(primitives: Primitives, appearance: Appearance, camera: Pinhole, hits: Hits) -> Float[Tensor, "hit 3"]:
     fx, fy, cx, cy = camera.K[0, 0], camera.K[1, 1], camera.K[0, 2], camera.K[1, 2]
     in_camera = torch.stack([(hits.u - cx) / fx, (hits.v - cy) / fy, torch.ones_like(hits.u)])
     directions = camera.c2w[:3, :3] @ in_camera
@@ -160,9 +158,7 @@ def surface_colour(
     texels = sample_atlas(atlas, material[COLUMN["texture"]].int(), u, v, level)
     ratio = material[COLUMN["detail_scale"]]
     detail_level = level + torch.log2(ratio)
-    detail = sample_atlas(
-        atlas, material[COLUMN["detail"]].int(), u * ratio + 0.37, v * ratio + 0.11, detail_level
-    )
+    detail = sample_atlas(atlas, material[COLUMN["detail"]].int(), u * ratio + 0.37, v * ratio + 0.11, detail_level)
     strength = material[COLUMN["detail_strength"]]
     grey = detail[:, :3].mean(-1)
     albedo = texels[:, :3].T * (1 + strength * (2.5 * grey - 0.6)).clamp(0.15, 2.5)

@@ -60,9 +60,7 @@ def random_palette(rng: random.Random, count: int = 4, vivid: float = 0.0) -> Fl
     spread = rng.choice([0.08, 0.2, 0.45])
     gains = torch.tensor([math.exp(rng.gauss(0, 2 * spread)) for _ in range(count)])[:, None]
     # Colours of one scene differ from warm to cold more than from green to magenta.
-    warmth = torch.tensor([[rng.gauss(0, 0.25 * spread)] for _ in range(count)]) * torch.tensor(
-        [1.0, 0.1, -1.0]
-    )
+    warmth = torch.tensor([[rng.gauss(0, 0.25 * spread)] for _ in range(count)]) * torch.tensor([1.0, 0.1, -1.0])
     shifts = warmth + torch.tensor([[rng.gauss(0, 0.08 * spread) for _ in range(3)] for _ in range(count)])
     return (base * gains + shifts).clamp(0.02, 0.98)
 
@@ -161,9 +159,7 @@ def brick_texture(size: int, rng: random.Random, generator: torch.Generator) -> 
     edge = torch.minimum(torch.minimum(fx, 1 - fx) / aspect, torch.minimum(fy, 1 - fy)) - mortar
     inside = step(edge, 0.06)
     palette = random_palette(rng, 6)
-    shade = torch.rand(rows * columns, generator=generator)[
-        (row * columns + x.floor()).long() % (rows * columns)
-    ]
+    shade = torch.rand(rows * columns, generator=generator)[(row * columns + x.floor()).long() % (rows * columns)]
     grain = fourier_noise(1, size, 1.2, generator)[0]
     brick = ramp(shade, palette[:5]) * (1 + 0.15 * grain[..., None])
     return brick * inside[..., None] + palette[5] * (1 - inside[..., None]), 2 * inside + 0.2 * grain
@@ -185,9 +181,7 @@ def wood_texture(size: int, rng: random.Random, generator: torch.Generator) -> t
     long = noise[:, :: size // (size // stretch), :]
     long = torch.nn.functional.interpolate(long[None], size=(size, size), mode="bilinear")[0]
     u, v = warped_coordinates(size, 0.01, generator)
-    rings = torch.sin(
-        2 * math.pi * rng.randint(2, 8) * (u + 0.08 * long[0] + 0.03 * torch.sin(2 * math.pi * v))
-    )
+    rings = torch.sin(2 * math.pi * rng.randint(2, 8) * (u + 0.08 * long[0] + 0.03 * torch.sin(2 * math.pi * v)))
     hue = rng.choice([0.06, 0.08, 0.09, rng.random()])
     palette = torch.tensor([random_colour(rng, hue, 0.3) for _ in range(3)])
     palette = 0.5 * palette + 0.5 * palette[:1]
@@ -269,9 +263,7 @@ def petal_texture(size: int, rng: random.Random, generator: torch.Generator) -> 
     u, v = grid_coordinates(size)
     hue = rng.choice([rng.uniform(-0.08, 0.17), rng.uniform(0.7, 1.0), rng.random()])
     tip = torch.tensor(hsv_to_rgb(hue % 1, rng.uniform(0.05, 0.8), rng.uniform(0.55, 1.0)))
-    root = torch.tensor(
-        hsv_to_rgb((hue + rng.gauss(0, 0.06)) % 1, rng.uniform(0.2, 0.8), rng.uniform(0.4, 0.95))
-    )
+    root = torch.tensor(hsv_to_rgb((hue + rng.gauss(0, 0.06)) % 1, rng.uniform(0.2, 0.8), rng.uniform(0.4, 0.95)))
     noise = fourier_noise(2, size, 1.3, generator)
     streak = noise[0, :1].expand(size, size)
     mix = (1.3 * v + 0.12 * noise[1] - 0.1).clamp(0, 1)[..., None]
