@@ -25,7 +25,7 @@ TARGET = 0
 NUM_SOURCES = 3
 
 
-def demo(out: Path = Path("out/demo"), *, frames: int = 48, device: str = "auto", weights: str = "default") -> None:
+def demo(out: Path = Path("out/demo"), *, frames: int = 30, device: str = "auto", weights: str = "default") -> None:
     """Render a bundled scene with the default weights: a video, a depth map, a comparison with the truth.
 
     Args:
@@ -66,7 +66,7 @@ def demo(out: Path = Path("out/demo"), *, frames: int = 48, device: str = "auto"
                     yield torch.cat([frame.rgb[0].cpu(), colorize_depth(frame.depth[0].cpu(), near, far)], -1)
                     update(number + 1, frames)
 
-            write_video(out / "video.mp4", pictures(), fps=24.0)
+            write_video(out / "video.mp4", pictures(), fps=15.0)
     print(f"{out}: comparison.png, depth.png, video.mp4 ({frames} frames, colour beside depth)")
 
 
