@@ -14,25 +14,9 @@ from idnerf import cli
 from idnerf.data.procedural.config import ProceduralConfig
 from idnerf.data.procedural.files import save_scene
 from idnerf.data.procedural.generate import generate_scene
-from idnerf.models.cascade import CascadeConfig
 from idnerf.models.idnerf import IDNeRF, ModelConfig
-
-TINY = CascadeConfig(
-    pyramid_widths=(4, 8, 8, 8, 8),
-    coarse_channels=8,
-    coarse_groups=2,
-    fine_channels=4,
-    fine_groups=2,
-    volume_widths=(4, 8, 8),
-    voxel_channels=2,
-    token_width=8,
-    blend_width=4,
-    refinement_widths=(4, 8, 8),
-    planes=8,
-    samples=4,
-    planes_fast=6,
-    samples_fast=2,
-)
+from matchnerf_cases import published_gmflow, published_matchnerf
+from tiny_cases import TINY_CASCADE
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +31,7 @@ def scene(tmp_path_factory) -> Path:
 def weights(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    IDNeRF(ModelConfig(cascade=TINY)).save(path)
+    IDNeRF(ModelConfig(cascade=TINY_CASCADE)).save(path)
     return path
 
 
@@ -136,6 +120,28 @@ def test_scenes_writes_scenes_that_load(capsys, tmp_path):
 
     folders = sorted(tmp_path.iterdir())
     assert len(folders) == 2 and all(len(load_scene(folder)) == 3 for folder in folders)
+
+
+def test_converted_matchnerf_weights_render_from_their_number_of_views(capsys, scene, tmp_path):
+    checkpoint, converted = tmp_path / "matchnerf_3v.pth", tmp_path / "matchnerf.safetensors"
+    torch.save({"model": published_matchnerf(3)}, checkpoint)
+    code, out, error = run(capsys, "convert", checkpoint, "--out", converted)
+    assert code == 0 and "matchnerf" in out, error
+    view = tmp_path / "view.png"
+    arguments = ["render", scene, "--out", view, "--target", 1, "--size", "24x16", "--weights", converted]
+    code, _, error = run(capsys, *arguments)
+    assert code == 0, error
+    assert Image.open(view).size == (24, 16)
+    code, _, error = run(capsys, *arguments, "--num-sources", 2)
+    assert code == 2 and "expect 3" in error
+
+
+def test_converted_gmflow_weights_are_no_model_and_say_so(capsys, scene, tmp_path):
+    checkpoint, converted = tmp_path / "gmflow.pth", tmp_path / "gmflow.safetensors"
+    torch.save(published_gmflow(), checkpoint)
+    assert run(capsys, "convert", checkpoint, "--out", converted)[0] == 0
+    code, _, error = run(capsys, "render", scene, "--out", tmp_path / "a.png", "--target", 1, "--weights", converted)
+    assert code == 2 and "no model configuration" in error
 
 
 def test_demo_on_the_bundled_scene(capsys, weights, tmp_path):
