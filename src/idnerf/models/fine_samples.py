@@ -57,6 +57,15 @@ class FineOutput:
     disagreement: Float[Tensor, "batch height width"]
 
 
+def softmax_of_few(logits: Float[Tensor, "*shape"], dim: int) -> Float[Tensor, "*shape"]:
+    """Softmax along a short axis that is not the last, elementwise over all others.
+
+    PyTorch's CPU kernel works row by row and took a fifth of the fine stage for rows of 3 and 8 (benchmarks/NOTES.md).
+    """
+    exponentials = (logits - logits.amax(dim, keepdim=True).detach()).exp()
+    return exponentials / exponentials.sum(dim, keepdim=True)
+
+
 class SampleAttention(nn.Module):
     """Self-attention among the few samples of a ray (the ray transformer of IBRNet, arXiv 2102.13090, at S = 8).
 
@@ -74,11 +83,11 @@ class SampleAttention(nn.Module):
     def forward(self, x: Float[Tensor, "batch sample ray channel"]) -> Float[Tensor, "batch sample ray channel"]:
         q, k, v = (t.unflatten(-1, (self.heads, -1)) for t in self.to_qkv(self.norm(x)).chunk(3, -1))
         scale = q.shape[-1] ** -0.5
-        scores = torch.stack([(q * k[:, s : s + 1]).sum(-1) for s in range(x.shape[1])], -1) * scale
-        attention = scores.softmax(-1)
+        scores = torch.stack([(q * k[:, s : s + 1]).sum(-1) for s in range(x.shape[1])]) * scale
+        attention = softmax_of_few(scores, 0)
         mixed = torch.zeros_like(q)
         for s in range(x.shape[1]):
-            mixed = mixed + attention[..., s, None] * v[:, s : s + 1]
+            mixed = mixed + attention[s, ..., None] * v[:, s : s + 1]
         return x + self.out(mixed.flatten(-2))
 
 
@@ -167,7 +176,7 @@ class FineSamples(nn.Module):
         deviation = torch.cat([looked_up - mean[:, None], angle[..., None], seen[..., None].to(mean.dtype)], -1)
         hidden = self.view_to_blend(deviation) + self.token_to_blend(tokens).flatten(1, 2)[:, None]
         logits = self.blend(hidden)[..., 0].masked_fill(~seen, -1e4)
-        shares = logits.softmax(1)[..., None]  # batch view point 1
+        shares = softmax_of_few(logits, 1)[..., None]  # batch view point 1
         colours = looked_up[..., self.fine_channels :]
         blended = (shares * colours).sum(1)
         disagreement = (shares * (colours - blended[:, None]).square()).sum(1).sum(-1, keepdim=True)

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from idnerf.data.view_selection import target_bounds
 from idnerf.geometry.cameras import crop
 from idnerf.types import Batch, Cameras, Views, stack_cameras
 
@@ -149,4 +150,4 @@ def stack_examples(examples: list[Example]) -> Batch:
 
 def bounds_from_sources(target: Cameras, source: Cameras) -> Cameras:
     """The target's depth range is what its sources know: smallest near, largest far. No truth leaks in."""
-    return target.with_bounds(source.near.min(), source.far.max())
+    return target.with_bounds(*target_bounds(source))
