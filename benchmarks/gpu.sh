@@ -9,8 +9,8 @@ mkdir -p "$out"
 nvidia-smi --query-gpu=name,memory.total --format=csv,noheader | tee "$out/device.txt"
 HF_HUB_OFFLINE=1 python -m pytest tests -x -q 2>&1 | tee "$out/tests.txt"
 python benchmarks/render_speed.py --device cuda | tee "$out/render_speed.md"
-resume=()
-[ -f "$out/run/training_state.safetensors" ] && resume=(--resume "$out/run")
+start=(--init default)
+[ -f "$out/run/training_state.safetensors" ] && start=(--resume "$out/run")
 timeout --signal=INT "${minutes}m" python -m idnerf.cli train cascade-procedural --device cuda --out "$out/run" \
-  "${resume[@]}" --batch-size 8 --tile 192 144 --workers 14 --save-every 200 --validate-every 1000 || true
+  "${start[@]}" --batch-size 8 --tile 192 144 --workers 14 --save-every 200 --validate-every 1000 || true
 ls -l "$out/run"
