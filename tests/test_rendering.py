@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from idnerf.rendering.compositing import (
-    alphas_with_intervals,
     alphas_without_intervals,
     composite,
     compositing_weights,
@@ -35,7 +34,7 @@ def test_weights_equal_the_naive_product_and_sum_to_the_opacity(shape, generator
 
 def test_homogeneous_medium_follows_beer_and_lambert():
     sigma, length, samples = 0.7, 3.0, 1000
-    alphas = alphas_with_intervals(torch.full((samples,), sigma), torch.full((samples,), length / samples))
+    alphas = alphas_without_intervals(torch.full((samples,), sigma * length / samples))
     opacity = compositing_weights(alphas).sum()
     torch.testing.assert_close(opacity, 1 - torch.exp(torch.tensor(-sigma * length)), atol=1e-4, rtol=0)
 

@@ -13,13 +13,6 @@ def alphas_without_intervals(sigmas: Float[Tensor, "*ray sample"]) -> Float[Tens
     return -torch.expm1(-sigmas)
 
 
-def alphas_with_intervals(
-    sigmas: Float[Tensor, "*ray sample"], intervals: Float[Tensor, "*ray sample"]
-) -> Float[Tensor, "*ray sample"]:
-    """alpha = 1 - exp(-sigma * interval), interval lengths in scene units."""
-    return -torch.expm1(-sigmas * intervals)
-
-
 def compositing_weights(alphas: Float[Tensor, "*ray sample"]) -> Float[Tensor, "*ray sample"]:
     """Weights of samples ordered near to far; they sum to the opacity, at most 1."""
     transparent = torch.cumprod(1 - alphas, dim=-1)
