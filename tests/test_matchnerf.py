@@ -267,9 +267,9 @@ def test_published_behaviour_reads_pixel_centres_as_integers():
     torch.testing.assert_close(mapped, torch.tensor([[0.5, 0.5], [5.5, 3.5]]))
 
 
-def test_infer_latent_leaves_room_for_one(model, generator):
+def test_matchnerf_has_no_latent(model, generator):
     source, target = random_scene(1, 2, generator)
-    assert model.infer_latent(source, target) is None
+    assert model.infer_latent(model.encode(source), target) is None
 
 
 def test_too_few_views_and_views_that_the_weights_do_not_fit_are_refused(model, generator):

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from idnerf.checkpoint import locate_weights, parameters_from_half, read_tensors, write_tensors
 from idnerf.errors import InputError
 from idnerf.models.cascade import Cascade, CascadeConfig, Quality
+from idnerf.models.latent import TargetLatent
 from idnerf.models.paper import PaperConfig, PaperModel
 from idnerf.rendering.renderer import render_in_tiles
 from idnerf.types import Cameras, RenderOutput, Views
@@ -87,18 +87,29 @@ class IDNeRF(nn.Module):
         """Features of source views [batch view]: everything that does not depend on the target."""
         return self.core.encode(source)
 
-    def infer_latent(self, features: Any, target: Cameras) -> Float[Tensor, "batch 4 h w"] | None:
-        """The target-view latent, or None where the configuration has none."""
+    def infer_latent(self, features: Any, target: Cameras) -> TargetLatent | None:
+        """The target-view latent of whole targets [batch], or None where the configuration has none."""
         return self.core.infer_latent(features, target)
 
     @torch.no_grad()
-    def render_target(self, features: Any, target: Cameras, *, quality: Quality = "full") -> RenderOutput:
-        """Render targets [batch] from encoded source views; tiled, so memory does not depend on the image size."""
+    def render_target(
+        self,
+        features: Any,
+        target: Cameras,
+        *,
+        quality: Quality = "full",
+        latent: TargetLatent | None = None,
+    ) -> RenderOutput:
+        """Render targets [batch] from encoded source views; tiled, so memory does not depend on the image size.
+
+        ``latent``: put in the place of the inferred one (``TargetLatent.with_values``: what does it do?).
+        """
+        latent = self.infer_latent(features, target) if latent is None else latent
         if isinstance(self.core, Cascade):
             core = self.core
             return render_in_tiles(lambda tile: core.render_tile(features, tile, quality=quality), target)
         core_paper = self.core
-        return render_in_tiles(lambda tile: core_paper.render_tile(features, tile), target, margin=0)
+        return render_in_tiles(lambda tile: core_paper.render_tile(features, tile, latent=latent), target, margin=0)
 
     @torch.no_grad()
     def render(self, source: Views, target: Cameras, *, quality: Quality = "full") -> RenderOutput:

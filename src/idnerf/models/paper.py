@@ -1,8 +1,12 @@
-"""The ``paper`` configuration: MatchNeRF's computation, many samples on every ray, colours regressed.
+"""The ``paper`` configuration: ID-NeRF's computation, many samples on every ray, colours regressed.
 
 Views(source) -> encode -> PaperFeatures                                     once per set of source views
+PaperFeatures, Cameras(target) -> infer_latent -> TargetLatent               once per target view
 PaperFeatures, Cameras(target), pixels -> render_pixels -> PixelOutput       per chunk of rays
     rays -> samples -> reprojection -> matching cue, colours, visibility -> radiance field -> compositing
+                            '-> view tokens, latent token -> attention --'
+
+Without view refinement, and so without latent, it is MatchNeRF.
 """
 
 from dataclasses import dataclass
@@ -14,12 +18,22 @@ from torch import Tensor, nn
 
 from idnerf.errors import InputError
 from idnerf.geometry.cameras import invert_rigid
+from idnerf.geometry.projection import bilinear_lookup
 from idnerf.geometry.rays import pixel_centers, rays_at_pixels
 from idnerf.models.behaviour import Behaviour, PublishedBehaviour
 from idnerf.models.gmflow import GMFlowEncoder, PairMaps, view_pairs
-from idnerf.models.matching import lookup_colours, matching_cue, reproject
+from idnerf.models.latent import (
+    ImageLatentInference,
+    LatentQuery,
+    LatentToken,
+    TargetLatent,
+    check_latent_options,
+)
+from idnerf.models.matching import Reprojection, lookup_colours, matching_cue, reproject
 from idnerf.models.radiance_field import RadianceField
 from idnerf.models.view_aggregation import ConcatenatedViews, SymmetricViews, ray_turns
+from idnerf.models.view_matching import masked_mean_and_variance
+from idnerf.models.view_refinement import MapTokens, TokenAttention, attend_with_latent
 from idnerf.rendering.compositing import alphas_without_intervals, composite, compositing_weights
 from idnerf.types import Cameras, RenderOutput, Views
 
@@ -29,7 +43,7 @@ LOOKUPS_PER_CHUNK = 6 * 8192
 
 @dataclass(frozen=True)
 class PaperConfig:
-    """Numbers of the ``paper`` configuration; the defaults are MatchNeRF's."""
+    """Numbers of the ``paper`` configuration; the defaults are MatchNeRF's. ``ID_NERF`` is ID-NeRF."""
 
     samples_per_ray: int = 128
     """Samples on every ray, between near and far of the target camera."""
@@ -57,6 +71,16 @@ class PaperConfig:
     """How the views' colours are joined: any number of views in any order, or MatchNeRF's fixed layout."""
     num_views: int = 3
     """Number of source views of the fixed layout; only read with ``view_aggregation=concatenate``."""
+    view_refinement: bool = False
+    """Attention among the views' tokens (and the latent's) at every sample; without it this is MatchNeRF."""
+    view_width: int = 8
+    """Width of these tokens."""
+    view_heads: int = 4
+    """Heads of that attention, each 4 wide."""
+    latent_query: LatentQuery = "none"
+    """How a sample reads the target-view latent: `none` has no latent; `global` as one vector; `pixel` at its ray."""
+    latent_size: tuple[int, int] | None = (64, 64)
+    """Size of the latent (width, height) in cells, over the whole target; none: an eighth of the target."""
     published_behaviour: bool = False
     """Follow the conventions the released weights were trained with instead of ours (docs/matchnerf.md)."""
 
@@ -85,6 +109,10 @@ class PaperConfig:
             raise InputError(
                 f"ray_heads: expected a divisor of ray_width={self.ray_width}, got {self.ray_heads}; change either."
             )
+        for name in ("view_width", "view_heads"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}: expected 1 or more, got {getattr(self, name)}; give a larger number.")
+        check_latent_options(self.latent_query, self.view_refinement, self.latent_size, "model.paper")
 
 
 @dataclass(frozen=True)
@@ -95,11 +123,13 @@ class PaperFeatures:
         maps: feature maps of every pair of views.
         images: source images, channels last.
         cameras: [batch view] source cameras, as the weights see them.
+        token_maps: what the view tokens take from ``maps``, at 1/8 and 1/4; None without view refinement.
     """
 
     maps: PairMaps
     images: Float[Tensor, "batch view height width 3"]
     cameras: Cameras
+    token_maps: tuple[Float[Tensor, "batch view h8 w8 token"], Float[Tensor, "batch view h4 w4 token"]] | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +142,7 @@ class PixelOutput:
 
 
 class PaperModel(nn.Module):
-    """MatchNeRF for any number of source views from 2 up, any batch and any image size."""
+    """MatchNeRF and ID-NeRF for any number of source views from 2 up, any batch and any image size."""
 
     def __init__(self, config: PaperConfig) -> None:
         super().__init__()
@@ -122,8 +152,10 @@ class PaperModel(nn.Module):
         self.aggregation = (
             SymmetricViews() if config.view_aggregation == "symmetric" else ConcatenatedViews(config.num_views)
         )
+        self.latent = None if config.latent_query == "none" else ImageLatentInference(config.latent_size)
+        self.refinement = Refinement(config) if config.view_refinement else None
         self.field = RadianceField(
-            sum(config.groups) + self.aggregation.width,
+            sum(config.groups) + self.aggregation.width + (self.refinement.width if self.refinement else 0),
             hidden=config.hidden,
             layers=config.field_layers,
             skip=config.field_skip,
@@ -146,15 +178,19 @@ class PaperModel(nn.Module):
                 f"source views: these weights expect {self.config.num_views}, got {views}; "
                 f"give {self.config.num_views} views, or weights with symmetric view aggregation."
             )
+        maps = self.encoder(source.images)
         return PaperFeatures(
-            self.encoder(source.images),
+            maps,
             source.images.permute(0, 1, 3, 4, 2).contiguous(),
             self.behaviour.cameras(source.cameras),
+            self.refinement.tokens.maps(maps) if self.refinement else None,
         )
 
-    def infer_latent(self, source: Views, target: Cameras) -> None:
-        """MatchNeRF has no target-view latent."""
-        return None
+    def infer_latent(self, features: PaperFeatures, target: Cameras) -> TargetLatent | None:
+        """The latent of whole [batch] targets, not of a crop; None where the configuration has none (MatchNeRF)."""
+        if self.latent is None:
+            return None
+        return self.latent(features.images.permute(0, 1, 4, 2, 3), features.cameras, self.behaviour.cameras(target))
 
     def render_pixels(
         self,
@@ -162,29 +198,35 @@ class PaperModel(nn.Module):
         target: Cameras,
         pixels: Float[Tensor, "batch ray 2"],
         *,
+        latent: TargetLatent | None = None,
         generator: torch.Generator | None = None,
     ) -> PixelOutput:
         """Render the rays through ``pixels`` (centres at +0.5) of each [batch] target camera; differentiable.
 
         Memory grows with rays x samples x pairs of views. ``generator`` given: samples are drawn at random in
-        their bins, as in training.
+        their bins, as in training. ``latent``: of the target or of what it was cropped from; None infers it.
         """
+        latent = self.infer_latent(features, target) if latent is None else latent
         target = self.behaviour.cameras(target)
+        latent_token = None if latent is None or not self.refinement else self.refinement.read(latent, target, pixels)
         rays = rays_at_pixels(target, pixels)
         count = self.config.samples_per_ray
         depths = self.behaviour.sample_depths(target, pixels.shape[1], count, generator)
         points = rays.origins[:, :, None] + rays.directions[:, :, None] * (depths / rays.cos[..., None])[..., None]
-        colours, raw = self._query_field(features, target, points, rays.directions)
+        colours, raw = self._query_field(features, target, points, rays.directions, latent_token)
         weights = compositing_weights(alphas_without_intervals(self.behaviour.sigmas(raw)))
         return PixelOutput(composite(weights, colours), self.behaviour.expected_depth(weights, depths), weights.sum(-1))
 
-    def render_tile(self, features: PaperFeatures, target: Cameras) -> RenderOutput:
+    def render_tile(
+        self, features: PaperFeatures, target: Cameras, *, latent: TargetLatent | None = None
+    ) -> RenderOutput:
         """Render all pixels of [batch] (cropped) target cameras, in chunks of rays of bounded memory."""
         batch, views = features.cameras.shape
+        latent = self.infer_latent(features, target) if latent is None else latent
         pixels = pixel_centers(target.size, target.device).reshape(1, -1, 2).expand(batch, -1, -1)
         lookups = batch * 2 * len(view_pairs(views)) * self.config.samples_per_ray
         chunks = pixels.split(max(1, LOOKUPS_PER_CHUNK // lookups), dim=1)
-        parts = [self.render_pixels(features, target, chunk) for chunk in chunks]
+        parts = [self.render_pixels(features, target, chunk, latent=latent) for chunk in chunks]
         image = (target.height, target.width)
         return RenderOutput(
             torch.cat([part.rgb for part in parts], 1).transpose(1, 2).unflatten(-1, image),
@@ -198,6 +240,7 @@ class PaperModel(nn.Module):
         target: Cameras,
         points: Float[Tensor, "batch ray sample 3"],
         directions: Float[Tensor, "batch ray 3"],
+        latent_token: Float[Tensor, "batch ray token"] | None,
     ) -> tuple[Float[Tensor, "batch ray sample 3"], Float[Tensor, "batch ray sample"]]:
         """Colours and raw densities at the samples of rays with unit directions in the world."""
         batch, rays, samples, _ = points.shape
@@ -205,12 +248,15 @@ class PaperModel(nn.Module):
         reprojection = reproject(flat, features.cameras, self.behaviour)
         rotation = invert_rigid(target.c2w)[:, :3, :3]
         along = directions[:, :, None].expand_as(points).flatten(1, 2)
-        of_views = self.aggregation(
-            lookup_colours(features.images, reprojection.pixels),
-            reprojection.visible,
-            ray_turns(flat, features.cameras.centers, along, rotation),
-        )
-        cue = matching_cue(features.maps, reprojection, self.config.groups, self.behaviour)
+        colours_of_views = lookup_colours(features.images, reprojection.pixels)
+        turns = ray_turns(flat, features.cameras.centers, along, rotation)
+        condition = [
+            matching_cue(features.maps, reprojection, self.config.groups, self.behaviour),
+            self.aggregation(colours_of_views, reprojection.visible, turns),
+        ]
+        if self.refinement:
+            at_samples = None if latent_token is None else latent_token.repeat_interleave(samples, 1)
+            condition.append(self.refinement(features, reprojection, colours_of_views, at_samples, self.behaviour))
         # Views in any order need a frame free of the order; MatchNeRF's is the first source's.
         frame = target if self.config.view_aggregation == "symmetric" else features.cameras[:, 0]
         positions = self.behaviour.frame_coordinates(flat, frame)
@@ -218,7 +264,57 @@ class PaperModel(nn.Module):
         colours, raw = self.field(
             positions.reshape(batch * rays, samples, 3),
             (directions @ frame.c2w[:, :3, :3]).flatten(0, 1),
-            torch.cat([cue, of_views], -1).reshape(batch * rays, samples, -1),
+            torch.cat(condition, -1).reshape(batch * rays, samples, -1),
             *self.behaviour.attention_masks(seen_by),
         )
         return colours.unflatten(0, (batch, rays)), raw.unflatten(0, (batch, rays))
+
+
+class Refinement(nn.Module):
+    """Tokens of the views and of the latent, attention among them, and what the radiance field is told of the result.
+
+    Symmetric views: mean and variance of the refined tokens of the views that see the point; else all of them in order.
+    The latent's refined token follows.
+    """
+
+    def __init__(self, config: PaperConfig) -> None:
+        super().__init__()
+        self.symmetric = config.view_aggregation == "symmetric"
+        self.tokens = MapTokens(config.channels, config.view_width)
+        self.latent_token = (
+            None if config.latent_query == "none" else LatentToken(config.latent_query, config.view_width)
+        )
+        self.attention = TokenAttention(config.view_width, config.view_heads)
+        of_views = 2 if self.symmetric else config.num_views
+        self.width = config.view_width * (of_views + (self.latent_token is not None))
+
+    def read(
+        self, latent: TargetLatent, target: Cameras, pixels: Float[Tensor, "batch ray 2"]
+    ) -> Float[Tensor, "batch ray token"] | None:
+        """The latent's token for each ray; None where the configuration reads none."""
+        return None if self.latent_token is None else self.latent_token(latent, target, pixels)
+
+    def forward(
+        self,
+        features: PaperFeatures,
+        reprojection: Reprojection,
+        colours: Float[Tensor, "batch view point 3"],
+        latent_token: Float[Tensor, "batch point token"] | None,
+        behaviour: Behaviour,
+    ) -> Float[Tensor, "batch point width"]:
+        """Args: ``colours`` of the views at the points, ``latent_token`` of each point's ray."""
+        assert features.token_maps is not None
+        batch_view = colours.shape[:2]
+        looked_up = torch.zeros(())
+        for maps in features.token_maps:
+            size = (maps.shape[3], maps.shape[2])
+            positions = behaviour.map_positions(reprojection.pixels, features.maps.padded_size, size)
+            of_scale = bilinear_lookup(maps.flatten(0, 1), positions.flatten(0, 1)).unflatten(0, batch_view)
+            looked_up = looked_up + of_scale
+        tokens = self.tokens(looked_up, colours, reprojection.visible)
+        views, latent = attend_with_latent(self.attention, tokens, reprojection.visible, latent_token)
+        if self.symmetric:
+            parts = list(masked_mean_and_variance(views, reprojection.visible))
+        else:
+            parts = [views.transpose(1, 2).flatten(2)]
+        return torch.cat(parts if latent is None else [*parts, latent], -1)

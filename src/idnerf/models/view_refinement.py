@@ -1,0 +1,105 @@
+"""Refinement (METHOD, step 5): at every point, attention among one token per source view and one of the target latent.
+
+tokens [batch token point width]: the token axis holds the views, then the latent if there is one. Views have no position
+code, so that permuting them permutes the result; a view that does not see the point is not listened to.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from idnerf.models.gmflow import PairMaps, view_pairs
+
+
+class TokenAttention(nn.Module):
+    """One layer of multi-head attention among a few tokens per point, residual, layer norm.
+
+    With so few tokens, sums over whole batches of points are faster than tiny matrix products.
+    """
+
+    def __init__(self, width: int = 8, heads: int = 4, head_width: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_qkv = nn.Linear(width, 3 * heads * head_width, bias=False)
+        self.merge = nn.Linear(heads * head_width, width, bias=False)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(
+        self, tokens: Float[Tensor, "batch token point width"], answering: Bool[Tensor, "batch token point"]
+    ) -> Float[Tensor, "batch token point width"]:
+        """Tokens outside ``answering`` are ignored by all; at a point where none answers, all do."""
+        q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in self.to_qkv(tokens).chunk(3, -1))
+        silence = torch.where(answering, 0.0, -1e4).to(tokens.dtype)[..., None]
+        count = tokens.shape[1]
+        scale = q.shape[-1] ** -0.5
+        scores = torch.stack([(q * k[:, s : s + 1]).sum(-1) * scale + silence[:, s : s + 1] for s in range(count)])
+        attention = (scores - scores.amax(0).detach()).exp()
+        attention = attention / attention.sum(0)
+        mixed = torch.zeros_like(q)
+        for s in range(count):
+            mixed = mixed + attention[s, ..., None] * v[:, s : s + 1]
+        return self.norm(tokens + self.merge(mixed.flatten(-2)))
+
+
+def attend_with_latent(
+    attention: TokenAttention,
+    views: Float[Tensor, "batch view point width"],
+    seen: Bool[Tensor, "batch view point"],
+    latent: Float[Tensor, "batch point width"] | None,
+) -> tuple[Float[Tensor, "batch view point width"], Float[Tensor, "batch point width"] | None]:
+    """Refined tokens of the views and of the latent (None without one); the latent always answers."""
+    if latent is None:
+        return attention(views, seen), None
+    tokens = torch.cat([views, latent[:, None]], 1)
+    refined = attention(tokens, torch.cat([seen, torch.ones_like(seen[:, :1])], 1))
+    return refined[:, :-1], refined[:, -1]
+
+
+class MapTokens(nn.Module):
+    """View tokens of the `paper` configuration: a linear map of a view's features, colour and visibility, then ReLU.
+
+    A view has features for each partner in matching; their mean over the partners makes the token's inputs independent
+    of the number of views. A linear map and a bilinear lookup may change places: mapping the feature maps to the
+    token's few channels first, once per set of views, makes the lookup at millions of points 16 times cheaper.
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.of_coarse = nn.Linear(channels, width, bias=False)
+        self.of_fine = nn.Linear(channels, width, bias=False)
+        self.of_colour = nn.Linear(4, width)
+        for linear in (self.of_coarse, self.of_fine, self.of_colour):
+            # kaiming's bound for all inputs of the token together
+            nn.init.normal_(linear.weight, std=(2 / (2 * channels + 4)) ** 0.5)
+
+    def maps(
+        self, maps: PairMaps
+    ) -> tuple[Float[Tensor, "batch view h w width"], Float[Tensor, "batch view h4 w4 width"]]:
+        """The linear part of the features, at both scales."""
+        linears = (self.of_coarse, self.of_fine)
+        coarse, fine = (linear(mean_over_partners(scale)) for linear, scale in zip(linears, maps.scales, strict=True))
+        return coarse, fine
+
+    def forward(
+        self,
+        features: Float[Tensor, "batch view point width"],
+        colours: Float[Tensor, "batch view point 3"],
+        seen: Bool[Tensor, "batch view point"],
+    ) -> Float[Tensor, "batch view point width"]:
+        """``features``: the sum of both ``maps`` looked up at the points; ``colours`` in [0, 1]."""
+        return F.relu(features + self.of_colour(torch.cat([colours, seen[..., None].to(colours.dtype)], -1)))
+
+
+def mean_over_partners(
+    maps: Float[Tensor, "batch pair member height width channel"],
+) -> Float[Tensor, "batch view height width channel"]:
+    """Each view's maps, averaged over the pairs that it is a member of."""
+    pairs, views = maps.shape[1], 2
+    while views * (views - 1) // 2 < pairs:
+        views += 1
+    own: list[list[Tensor]] = [[] for _ in range(views)]
+    for pair, members in enumerate(view_pairs(views)):
+        for member, view in enumerate(members):
+            own[view].append(maps[:, pair, member])
+    return torch.stack([torch.stack(of_view).mean(0) for of_view in own], 1)
