@@ -1,4 +1,4 @@
-"""Latent inference: the target-view latent z_tv from the source photos and the cameras alone (METHOD: two stages).
+"""Latent inference: the target-view latent z_tv from the source photos and the cameras alone, in two stages.
 
 stage 1, once per set of sources   photo + ray map of every view --convolutions, merged over views--> scene latent
 stage 2, once per target           scene latent + ray map of the target --convolutions--> z_tv
@@ -115,7 +115,7 @@ class ConvBlock(nn.Sequential):
 
 
 class LocalConvBlock(nn.Module):
-    """3x3 convolution, normalisation over the channels of each pixel, leaky ReLU: a crop's output is the output's crop."""
+    """3x3 convolution, normalisation over the channels of each pixel, leaky ReLU: no pixel sees how large the image is."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()

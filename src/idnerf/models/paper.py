@@ -43,7 +43,7 @@ LOOKUPS_PER_CHUNK = 6 * 8192
 
 @dataclass(frozen=True)
 class PaperConfig:
-    """Numbers of the ``paper`` configuration; the defaults are MatchNeRF's. ``ID_NERF`` is ID-NeRF."""
+    """Numbers of the ``paper`` configuration; the defaults are MatchNeRF's; the presets `idnerf-*` have ID-NeRF's."""
 
     samples_per_ray: int = 128
     """Samples on every ray, between near and far of the target camera."""

@@ -1,7 +1,7 @@
-"""Refinement (METHOD, step 5): at every point, attention among one token per source view and one of the target latent.
+"""View refinement: at every point, attention among one token per source view and one of the target latent.
 
-tokens [batch token point width]: the token axis holds the views, then the latent if there is one. Views have no position
-code, so that permuting them permutes the result; a view that does not see the point is not listened to.
+tokens [batch token point width]: the token axis holds the views, then the latent if there is one. Views have no
+position code, so that permuting them permutes the result; a view that does not see the point is not listened to.
 """
 
 import torch
