@@ -6,13 +6,13 @@
     e_hat = guided_noise(prior, z_t, timestep, condition, guidance_scale)
 
 **Latent convention.** A prior works on what its U-Net sees: latents of 4 channels with about unit variance, an eighth
-of the picture's resolution (autoencoder mean, less ``shift_factor``, times ``scaling_factor``; ``encode`` and ``decode``
-do this). The target-view latent z of ID-NeRF is another variable: it enters the U-Net as 2 z - 1 (``unet_latent``), so
-that z = 0.5 is the middle of the prior. Noise and noise predictions are in the U-Net's space.
+of the picture's resolution (autoencoder mean, less ``shift_factor``, times ``scaling_factor``; ``encode`` and
+``decode`` do this). The target-view latent z of ID-NeRF is another variable: it enters the U-Net as 2 z - 1
+(``unet_latent``), so that z = 0.5 is the middle of the prior. Noise and noise predictions are in the U-Net's space.
 
 A prior is frozen: every parameter has ``requires_grad = False`` and is in evaluation mode, and ``predict_noise``
-computes no gradient. It is no ``nn.Module``, so that putting it into one neither trains nor saves it: priors exist while
-training, never in our checkpoints, never for inference.
+computes no gradient. It is no ``nn.Module``, so that putting it into one neither trains nor saves it: priors exist
+while training, never in our checkpoints, never for inference.
 """
 
 from abc import ABC, abstractmethod
@@ -34,11 +34,11 @@ class Condition:
     """What the noise prediction is conditioned on.
 
     Attributes:
-        tokens: for the U-Net's cross-attention; ``width`` is the prior's ``condition_width``.
+        tokens: for the U-Net's cross-attention; ``token_width`` is the prior's ``condition_width``.
         map: target-aligned channels beside the noisy latent, at its size; None for priors that take tokens only.
     """
 
-    tokens: Float[Tensor, "batch token width"]
+    tokens: Float[Tensor, "batch token token_width"]
     map: Float[Tensor, "batch map_channel height width"] | None = None
 
     def __len__(self) -> int:
@@ -186,8 +186,8 @@ class PriorConfig:
     """Which frozen diffusion model guides a training."""
 
     kind: PriorKind = "small"
-    """`small`: our own, from `idnerf train-prior`; the Stable Diffusions need the extra `prior` and a download or a
-    local copy; `gaussian`: unit normal latents, score in closed form, for tests and as the control that knows nothing."""
+    """`small`: our own, from `idnerf train-prior`; the Stable Diffusions need a download or a local copy;
+    `gaussian`: unit normal latents, score in closed form, for tests and as the control that knows nothing."""
     path: str | None = None
     """Hub id or local folder in diffusers' format; none takes the kind's usual one."""
     adapter: Literal["auto", "native", "text", "paper"] = "auto"
@@ -197,6 +197,9 @@ class PriorConfig:
     """Hub id or local folder of the CLIP model; none takes the one that fits the adapter."""
     ray_tokens: bool | None = None
     """Append CLIP embeddings of the source ray maps; none: only under the `paper` adapter."""
+    view_aligned: bool = True
+    """Condition the small prior on source features reprojected into the target view (SparseFusion's idea) as well as on
+    source tokens; off: on the tokens alone."""
     attention_slicing: bool = True
     """Less memory for a little time in Stable Diffusion's attention."""
 
@@ -214,7 +217,7 @@ def load_prior(config: PriorConfig, device: torch.device | str = "cpu") -> Prior
     if config.kind == "small":
         from idnerf.priors.latent_diffusion import load_small_prior
 
-        return load_small_prior(config.path, device)
+        return load_small_prior(config.path, device, view_aligned=config.view_aligned)
     from idnerf.priors.stable_diffusion import load_stable_diffusion
 
     return load_stable_diffusion(config, device)
