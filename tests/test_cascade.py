@@ -12,16 +12,17 @@ from idnerf.data.procedural.config import ProceduralConfig
 from idnerf.data.procedural.generate import generate_scene
 from idnerf.errors import InputError
 from idnerf.geometry.cameras import resize
-from idnerf.geometry.rays import image_rays
+from idnerf.geometry.rays import image_rays, unproject
 from idnerf.models import fine_samples, frustum_volume
 from idnerf.models.cascade import Cascade, CascadeConfig
 from idnerf.models.feature_pyramid import PyramidFeatures, normalize_groups
-from idnerf.models.fine_samples import FineSamples, closed_ray_weights
+from idnerf.models.fine_samples import FineOutput, FineSamples, SampleAttention, closed_ray_weights
 from idnerf.models.frustum_volume import FrustumVolume
 from idnerf.models.idnerf import IDNeRF, ModelConfig, config_from_json, config_to_json
 from idnerf.models.image_refinement import confidence_of
 from idnerf.models.plane_conv import PlaneConv, conv3d_by_planes
-from idnerf.models.view_matching import masked_mean_and_variance, pair_similarity
+from idnerf.models.view_blending import ViewBlending, ray_angles
+from idnerf.models.view_matching import masked_mean, masked_mean_and_variance, pair_similarity
 from idnerf.rendering.sampling import inverse_depth_planes
 from idnerf.training.examples import stack_examples
 from idnerf.training.objectives import LossConfig, cascade_objective
@@ -217,7 +218,7 @@ def test_target_that_no_source_sees_stays_finite(cascade):
     behind = replace(example.target.cameras, c2w=example.target.cameras.c2w @ around)
     output = cascade(cascade.encode(example.source[None]), behind[None])
     assert torch.isfinite(output.render.rgb).all() and torch.isfinite(output.render.depth).all()
-    assert output.fine.seen.abs().max() < 1e-6
+    assert output.fine.visibility.abs().max() < 1e-6
     output.render.rgb.sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in cascade.parameters() if p.grad is not None)
     cascade.zero_grad()
@@ -264,11 +265,9 @@ def test_similarity_peaks_at_the_true_plane_everywhere_in_the_image(stage, plane
         seen = share[..., 0] > 0.99
     else:
         maps = torch.cat([wave_features(source, depth, waves), torch.zeros(3, 48, 64, 3)], -1)
-        samples = FineSamples(channels, 1, 2, 8, 4)
+        samples = FineSamples(channels, 1, 2, 8)
         positions = inverse_depths[..., None].expand(-1, -1, size[0] * size[1])
-        looked_up, visible, _ = samples._look_up(
-            PyramidFeatures(maps[None], maps[None]), source[None], target, positions
-        )
+        looked_up, visible = samples._look_up(PyramidFeatures(maps[None], maps[None]), source[None], target, positions)
         similarity = pair_similarity(looked_up[..., :channels], visible, 1)[0, :, :1]
         seen = visible.all(1)[0]
     image = (planes, 48, 64)
@@ -487,3 +486,72 @@ def test_bad_sizes_are_named_by_their_flag(change, named):
 def test_default_sizes_stay_light():
     parameters = sum(p.numel() for p in IDNeRF(ModelConfig()).parameters())
     assert parameters < 3_500_000
+
+
+def test_masked_mean_equals_the_mean_of_mean_and_variance(generator):
+    values = torch.randn(2, 3, 20, 5, generator=generator)
+    visible = torch.rand(2, 3, 20, generator=generator) < 0.5
+    expected = masked_mean_and_variance(values, visible)[0]
+    torch.testing.assert_close(masked_mean(values, visible.float()[..., None]), expected)
+
+
+def test_attention_among_samples_equals_scaled_dot_product_attention(generator):
+    attention = SampleAttention(6, heads=2, head_width=3)
+    torch.nn.init.normal_(attention.out.weight)
+    x = torch.randn(2, 4, 5, 6, generator=generator)
+    tokens = x.transpose(1, 2)  # batch ray sample channel
+    q, k, v = (
+        part.unflatten(-1, (2, 3)).transpose(2, 3) for part in attention.to_qkv(attention.norm(tokens)).chunk(3, -1)
+    )
+    mixed = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).flatten(-2)
+    torch.testing.assert_close(attention(x), (tokens + attention.out(mixed)).transpose(1, 2))
+
+
+def blending_case(generator: torch.Generator) -> tuple[ViewBlending, FineOutput, Cameras, Cameras]:
+    """A blending with random weights and what three views show of a tile of 8x6 pixels."""
+    blending = ViewBlending(fine_channels=4, token_width=6, width=5)
+    example = tiny_example()
+    target = resize(example.target.cameras, (8, 6))[None]
+    shape = (len(example.source), 8, 6, 8)
+    views = torch.rand(1, *shape, generator=generator)
+    fine = FineOutput(
+        views=views,
+        tokens=torch.randn(1, 6, 6, 8, generator=generator),
+        position=torch.rand(1, 6, 8, generator=generator),
+        spread=torch.rand(1, 6, 8, generator=generator),
+        opacity=torch.ones(1, 6, 8),
+    )
+    return blending, fine, example.source.cameras[None], target
+
+
+@torch.no_grad()
+def test_blended_colour_lies_between_the_views_colours_in_any_order_of_views(generator):
+    blending, fine, source, target = blending_case(generator)
+    rgb, disagreement = blending(fine, source, target)
+    assert (rgb <= fine.colours.amax(1) + 1e-6).all() and (rgb >= fine.colours.amin(1) - 1e-6).all()
+    assert disagreement.min() > 0
+    order = torch.arange(source.shape[1]).flip(0)
+    swapped, _ = blending(replace(fine, views=fine.views[:, order]), source[:, order], target)
+    torch.testing.assert_close(swapped, rgb)
+
+
+@torch.no_grad()
+def test_view_that_does_not_see_a_pixel_colours_it_hardly(generator):
+    blending, fine, source, target = blending_case(generator)
+    views = fine.views.clone()
+    views[:, :, -1] = 0
+    views[:, 1, -1] = 1
+    rgb, _ = blending(replace(fine, views=views), source, target)
+    torch.testing.assert_close(rgb, views[:, 1, -4:-1], atol=0.02, rtol=0)
+
+
+@torch.no_grad()
+def test_angle_between_rays_is_that_of_the_directions_to_the_point(generator):
+    cameras = cameras_on_a_wall(4, (6, 4), generator)
+    source, target = cameras[:3], cameras[3:]
+    points = unproject(target, torch.full((1, 4, 6), 5.0)).flatten(0, 2)
+    to_target = F.normalize(points - target.centers, dim=-1)
+    # a chord of the unit circle: the angle, for small ones
+    chords = torch.stack([(F.normalize(points - c, dim=-1) - to_target).norm(dim=-1) for c in source.centers])
+    angles = ray_angles(source[None], target, torch.full((1, 4, 6), 0.2))
+    torch.testing.assert_close(angles[0].flatten(1), chords * 4, atol=2e-3, rtol=1e-3)

@@ -2,7 +2,8 @@
 
 source images --FeaturePyramid--> PyramidFeatures                      once per set of source views
 target tile   --FrustumVolume---> DepthDistribution at 1/4             once per tile
-              --FineSamples-----> blended colour, tokens               8 samples a ray
+              --FineSamples-----> weights along the ray                8 samples a ray
+              --ViewBlending----> blended colour
               --ImageRefinement-> colour, confidence
 """
 
@@ -20,6 +21,7 @@ from idnerf.models.feature_pyramid import FeaturePyramid, PyramidFeatures
 from idnerf.models.fine_samples import FineOutput, FineSamples
 from idnerf.models.frustum_volume import DepthDistribution, FrustumVolume
 from idnerf.models.image_refinement import ImageRefinement, confidence_of
+from idnerf.models.view_blending import ViewBlending
 from idnerf.types import Cameras, RenderOutput, Views
 
 Quality = Literal["full", "fast"]
@@ -90,6 +92,7 @@ class CascadeOutput:
     """Every stage's result for a target tile, for the losses; ``render`` is what a user sees."""
 
     render: RenderOutput
+    blended: Float[Tensor, "batch 3 height width"]
     fine: FineOutput
     distribution: DepthDistribution
     error_scale: Float[Tensor, "batch height width"]
@@ -109,7 +112,8 @@ class Cascade(nn.Module):
             c.pyramid_widths, c.coarse_channels, c.coarse_groups, c.fine_channels, c.fine_groups
         )
         self.volume = FrustumVolume(c.coarse_channels, c.coarse_groups, c.volume_widths, c.voxel_channels)
-        self.samples = FineSamples(c.fine_channels, c.fine_groups, c.voxel_channels, c.token_width, c.blend_width)
+        self.samples = FineSamples(c.fine_channels, c.fine_groups, c.voxel_channels, c.token_width)
+        self.blending = ViewBlending(c.fine_channels, c.token_width, c.blend_width)
         self.refinement = ImageRefinement(c.token_width, c.refinement_widths)
 
     def encode(self, source: Views) -> CascadeFeatures:
@@ -138,7 +142,8 @@ class Cascade(nn.Module):
         tile = crop(target, 0, 0, padded)
         distribution = self.volume(features.pyramid, features.cameras, tile, planes)
         fine = self.samples(features.pyramid, features.cameras, tile, distribution, samples, generator)
-        rgb, scale = self.refinement(fine)
+        blended, disagreement = self.blending(fine, features.cameras, tile)
+        rgb, scale = self.refinement(fine, blended, disagreement)
         near, far = tile.near[:, None, None], tile.far[:, None, None]
         output = RenderOutput(
             rgb=rgb,
@@ -146,7 +151,7 @@ class Cascade(nn.Module):
             opacity=fine.opacity,
             confidence=confidence_of(scale),
         )
-        return CascadeOutput(output.map(lambda x: x[..., :height, :width]), fine, distribution, scale)
+        return CascadeOutput(output.map(lambda x: x[..., :height, :width]), blended, fine, distribution, scale)
 
     def render_tile(self, features: CascadeFeatures, target: Cameras, *, quality: Quality = "full") -> RenderOutput:
         """Colour in [0, 1], depth, opacity and confidence of a target tile [batch]."""

@@ -1,8 +1,11 @@
-"""The fine stage: a few samples per ray, drawn from the coarse depth distribution, become weights and blended colour.
+"""The fine stage: a few samples per ray, drawn from the coarse depth distribution, become weights along the ray.
 
 distribution --quantiles--> samples --project--> features, colours of every view
   --matching + coarse voxel features--> tokens --3x3 over the tile, attention along the ray--> sigmas
-  --compositing--> weights; colour of a sample = softmax blend of the source colours
+  --compositing--> what each view shows at the pixel, for the blending
+
+Views are composited one by one and blended per pixel, not per sample: the weights along a ray are peaked, so this is
+the same picture for an eighth of the blending's cost, and the blending may then look at neighbouring pixels.
 """
 
 from dataclasses import dataclass, fields
@@ -20,11 +23,11 @@ from idnerf.geometry.projection import (
     trilinear_lookup,
     visible,
 )
-from idnerf.geometry.rays import inverse_intrinsics, pixel_centers
+from idnerf.geometry.rays import pixel_centers
 from idnerf.models.feature_pyramid import PyramidFeatures, start_at_zero
 from idnerf.models.frustum_volume import DepthDistribution, FrustumVolume
-from idnerf.models.view_matching import masked_mean_and_variance, pair_similarity
-from idnerf.rendering.compositing import alphas_without_intervals, composite, compositing_weights
+from idnerf.models.view_matching import masked_mean, pair_similarity
+from idnerf.rendering.compositing import alphas_without_intervals, compositing_weights
 from idnerf.rendering.sampling import sample_histogram
 from idnerf.types import Cameras
 
@@ -39,22 +42,28 @@ class FineOutput:
     """The fine stage's picture of a target tile.
 
     Attributes:
-        rgb: blended colour.
-        tokens: composited sample tokens, for the image-space refinement.
+        views: what each source view shows, composited: matching features, colour, and the weight of what it sees.
+        tokens: composited sample tokens.
         position: expected position along the ray in [0, 1] of inverse depth (0 at near).
         spread: standard deviation of that position.
         opacity: before the last sample closes the ray.
-        seen: expected number of source views that have the surface in front of them and inside their image.
-        disagreement: standard deviation over views of the colour that was blended.
     """
 
-    rgb: Float[Tensor, "batch 3 height width"]
+    views: Float[Tensor, "batch view value height width"]
     tokens: Float[Tensor, "batch channel height width"]
     position: Float[Tensor, "batch height width"]
     spread: Float[Tensor, "batch height width"]
     opacity: Float[Tensor, "batch height width"]
-    seen: Float[Tensor, "batch height width"]
-    disagreement: Float[Tensor, "batch height width"]
+
+    @property
+    def colours(self) -> Float[Tensor, "batch view 3 height width"]:
+        """The target tile as each source view alone would colour it."""
+        return self.views[:, :, -4:-1]
+
+    @property
+    def visibility(self) -> Float[Tensor, "batch view height width"]:
+        """Share of a pixel's weight that lies in front of and inside each source view, in [0, 1]."""
+        return self.views[:, :, -1]
 
 
 def softmax_of_few(logits: Float[Tensor, "*shape"], dim: int) -> Float[Tensor, "*shape"]:
@@ -69,50 +78,45 @@ def softmax_of_few(logits: Float[Tensor, "*shape"], dim: int) -> Float[Tensor, "
 class SampleAttention(nn.Module):
     """Self-attention among the few samples of a ray (the ray transformer of IBRNet, arXiv 2102.13090, at S = 8).
 
-    With so few tokens the S x S products are cheaper as elementwise sums over whole tiles than as tiny matrix products.
+    With so few tokens the S x S products are cheaper as elementwise sums over whole tiles, rays last in memory, than
+    as tiny matrix products.
     """
 
-    def __init__(self, width: int, heads: int = 4, head_width: int = 4):
+    def __init__(self, width: int, heads: int = 2, head_width: int = 4):
         super().__init__()
-        self.heads = heads
+        self.heads, self.head_width = heads, head_width
         self.norm = nn.LayerNorm(width)
         self.to_qkv = nn.Linear(width, 3 * heads * head_width)
         self.out = nn.Linear(heads * head_width, width)
         start_at_zero(self.out)
 
     def forward(self, x: Float[Tensor, "batch sample ray channel"]) -> Float[Tensor, "batch sample ray channel"]:
-        q, k, v = (t.unflatten(-1, (self.heads, -1)) for t in self.to_qkv(self.norm(x)).chunk(3, -1))
-        scale = q.shape[-1] ** -0.5
-        scores = torch.stack([(q * k[:, s : s + 1]).sum(-1) for s in range(x.shape[1])]) * scale
-        attention = softmax_of_few(scores, 0)
-        mixed = torch.zeros_like(q)
-        for s in range(x.shape[1]):
-            mixed = mixed + attention[s, ..., None] * v[:, s : s + 1]
-        return x + self.out(mixed.flatten(-2))
+        samples = x.shape[1]
+        qkv = self.to_qkv.weight @ self.norm(x).flatten(1, 2).transpose(1, 2) + self.to_qkv.bias[:, None]
+        q, k, v = qkv.unflatten(1, (3, self.heads, self.head_width)).unflatten(-1, (samples, -1)).unbind(1)
+        scores = torch.stack([(q * k[..., s : s + 1, :]).sum(2) for s in range(samples)], 3)  # batch head asks answers
+        attention = softmax_of_few(scores * self.head_width**-0.5, 3)
+        mixed = attention[:, :, None, :, 0] * v[..., :1, :]
+        for s in range(1, samples):
+            mixed = torch.addcmul(mixed, attention[:, :, None, :, s], v[..., s : s + 1, :])
+        return x + self.out(mixed.flatten(1, 2).flatten(2).transpose(1, 2)).unflatten(1, (samples, -1))
 
 
 class FineSamples(nn.Module):
-    """Matching, tokens, density and blended colour at a few samples per ray of a whole target tile."""
+    """Matching, tokens and density at a few samples per ray of a whole target tile; composites what the views show."""
 
-    def __init__(self, fine_channels: int, fine_groups: int, voxel_channels: int, width: int, blend_width: int):
+    def __init__(self, fine_channels: int, fine_groups: int, voxel_channels: int, width: int):
         super().__init__()
         self.fine_channels, self.groups = fine_channels, fine_groups
-        values = fine_channels + 3
-        # pair similarity, mean and variance of features and colour, voxel features, log-probability, position, share
-        self.embed = nn.Sequential(
-            nn.Linear(2 * fine_groups + 2 * values + voxel_channels + 4, 2 * width),
-            nn.ReLU(),
-            nn.Linear(2 * width, width),
-        )
+        # pair similarity (mean, max), mean of features and colour, spread of colour, voxel features, log-probability,
+        # share of views that see the sample, position, order
+        self.embed = nn.Linear(2 * fine_groups + fine_channels + 6 + voxel_channels + 4, width)
         self.spatial = nn.Conv2d(width, width, 3, padding=1)
         self.spatial_out = nn.Conv2d(width, width, 3, padding=1)
         start_at_zero(self.spatial_out)
         self.attention = SampleAttention(width)
-        self.density = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
+        self.density = nn.Sequential(nn.Linear(width, width // 2), nn.ReLU(), nn.Linear(width // 2, 1))
         self.similarity_gain = nn.Parameter(torch.tensor(2.0))
-        self.token_to_blend = nn.Linear(width, blend_width)
-        self.view_to_blend = nn.Linear(values + 2, blend_width, bias=False)
-        self.blend = nn.Sequential(nn.ReLU(), nn.Linear(blend_width, blend_width), nn.ReLU(), nn.Linear(blend_width, 1))
 
     def forward(
         self,
@@ -151,49 +155,43 @@ class FineSamples(nn.Module):
         top: int,
     ) -> FineOutput:
         """Everything after the draw, for a band of rows that begins at row ``top`` of the distribution's tile."""
-        height, width = target.height, target.width
-        batch, view = source.shape
+        size = (target.height, target.width)
         samples = positions.shape[1]
         voxels = self._voxels(distribution, positions, top)
         positions = positions.flatten(2)  # batch sample ray
         near, far = target.near[:, None, None], target.far[:, None, None]
-        inverse_depth = 1 / near + positions * (1 / far - 1 / near)
-        looked_up, seen, angle = self._look_up(features, source, target, inverse_depth)
-        mean, variance = masked_mean_and_variance(looked_up, seen)
+        looked_up, seen = self._look_up(features, source, target, 1 / near + positions * (1 / far - 1 / near))
+        visibility = seen.to(looked_up.dtype)[..., None]
+
+        mean = masked_mean(looked_up, visibility)
+        colours = looked_up[..., self.fine_channels :]
+        colour_spread = masked_mean(colours.square(), visibility) - mean[..., self.fine_channels :].square()
         similarity = pair_similarity(looked_up[..., : self.fine_channels], seen, self.groups)
-        share = seen.sum(1, dtype=mean.dtype)[..., None] / view
         order = torch.arange(samples, device=mean.device, dtype=mean.dtype).add(0.5).div(samples)
-        order = order[None, :, None].expand_as(positions).reshape(batch, -1, 1)
-        cues = [similarity, mean, variance * 4, voxels, share, positions.flatten(1)[..., None], order]
-        tokens = self.embed(torch.cat(cues, -1)).unflatten(1, (samples, -1))
-        tokens = self._mix_over_tile(tokens, (height, width))
-        tokens = self.attention(tokens)
+        order = order[None, :, None].expand_as(positions).reshape(len(mean), -1, 1)
+        along = positions.flatten(1)[..., None]
+        cues = torch.cat([similarity, mean, colour_spread * 4, voxels, visibility.mean(1), along, order], -1)
+        tokens = self.embed(cues).unflatten(1, (samples, -1))
+        tokens = self.attention(self._mix_over_tile(tokens, size))
         matched = similarity[..., : self.groups].mean(-1).unflatten(1, (samples, -1))
         sigmas = F.softplus(self.density(tokens)[..., 0] + self.similarity_gain * matched)
-        sigmas = sigmas.transpose(1, 2)  # batch ray sample
-        weights, opacity = closed_ray_weights(sigmas)
+        weights, opacity = closed_ray_weights(sigmas.transpose(1, 2))  # batch ray sample
+        weights = weights.transpose(1, 2)
 
-        deviation = torch.cat([looked_up - mean[:, None], angle[..., None], seen[..., None].to(mean.dtype)], -1)
-        hidden = self.view_to_blend(deviation) + self.token_to_blend(tokens).flatten(1, 2)[:, None]
-        logits = self.blend(hidden)[..., 0].masked_fill(~seen, -1e4)
-        shares = softmax_of_few(logits, 1)[..., None]  # batch view point 1
-        colours = looked_up[..., self.fine_channels :]
-        blended = (shares * colours).sum(1)
-        disagreement = (shares * (colours - blended[:, None]).square()).sum(1).sum(-1, keepdim=True)
+        def composited(values: Tensor) -> Tensor:
+            """Values [... sample ray channel] to an image, channels last in memory."""
+            image = (weights.unflatten(0, (len(weights), *[1] * (values.ndim - 4)))[..., None] * values).sum(-3)
+            return image.unflatten(-2, size).movedim(-1, -3)
 
-        flat = torch.cat([blended, tokens.flatten(1, 2), disagreement, share * view], -1)
-        flat = flat.unflatten(1, (samples, -1)).transpose(1, 2)  # batch ray sample channel
-        image = composite(weights, flat).transpose(1, 2).unflatten(-1, (height, width))
-        position = (weights * positions.transpose(1, 2)).sum(-1)
-        variance = (weights * (positions.transpose(1, 2) - position[..., None]).square()).sum(-1)
+        position = (weights * positions).sum(1)
+        variance = (weights * (positions - position[:, None]).square()).sum(1)
+        views = torch.cat([looked_up, visibility], -1).unflatten(2, (samples, -1))
         return FineOutput(
-            rgb=image[:, :3],
-            tokens=image[:, 3:-2],
-            position=position.unflatten(1, (height, width)),
-            spread=(variance + 1e-8).sqrt().unflatten(1, (height, width)),
-            opacity=opacity.unflatten(1, (height, width)),
-            seen=image[:, -1],
-            disagreement=(image[:, -2] + 1e-6).sqrt(),
+            views=composited(views),
+            tokens=composited(tokens),
+            position=position.unflatten(1, size),
+            spread=(variance + 1e-8).sqrt().unflatten(1, size),
+            opacity=opacity.unflatten(1, size),
         )
 
     def _draw(
@@ -224,9 +222,8 @@ class FineSamples(nn.Module):
     ) -> tuple[
         Float[Tensor, "batch view point channel"],
         Bool[Tensor, "batch view point"],
-        Float[Tensor, "batch view point"],
     ]:
-        """Features and colour in every view, visibility, and the angle between the source's and the target's ray."""
+        """Features and colour in every view, and visibility."""
         batch, view = source.shape
         pixels = F.pad(pixel_centers(target.size, target.device).reshape(-1, 2), (0, 1), value=1.0)
         A, b = frustum_homography(target, source)
@@ -236,13 +233,7 @@ class FineSamples(nn.Module):
         positions = moved[..., :2] / safe_depth(moved[..., 2:])
         seen = visible(positions, moved[..., 2], source.size)
         looked_up = bilinear_lookup(features.fine.flatten(0, 1), positions.flatten(0, 1)).unflatten(0, (batch, view))
-
-        # direction to the point, divided by its depth: from the target d, from a source d - (c_s - c_t) / depth
-        directions = (pixels @ inverse_intrinsics(target.K).transpose(-1, -2)) @ target.c2w[:, :3, :3].transpose(-1, -2)
-        baseline = source.centers - target.centers[:, None]
-        from_source = directions[:, None, None] - baseline[:, :, None, None] * inverse_depth[:, None, ..., None]
-        cosine = F.cosine_similarity(from_source, directions[:, None, None], dim=-1).flatten(2)
-        return looked_up, seen, (2 - 2 * cosine).clamp_min(1e-8).sqrt() * 4
+        return looked_up, seen
 
     def _voxels(
         self, distribution: DepthDistribution, positions: Float[Tensor, "batch sample height width"], top: int

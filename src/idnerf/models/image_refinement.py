@@ -38,20 +38,22 @@ class ImageRefinement(nn.Module):
         start_at_zero(self.head)
 
     def forward(
-        self, fine: FineOutput
+        self,
+        fine: FineOutput,
+        blended: Float[Tensor, "batch 3 height width"],
+        disagreement: Float[Tensor, "batch height width"],
     ) -> tuple[Float[Tensor, "batch 3 height width"], Float[Tensor, "batch height width"]]:
-        """Returns colour in [0, 1] and the Laplace scale b of its error. Tile sizes must be multiples of 4."""
-        maps = torch.stack(
-            [fine.position * 2 - 1, fine.spread * 10, fine.opacity, fine.seen / 3, fine.disagreement * 5], 1
-        )
-        x = torch.cat([fine.tokens, fine.rgb * 2 - 1, maps], 1).contiguous(memory_format=torch.channels_last)
+        """Colour (about [0, 1]) and the Laplace scale b of its error. Tile sizes must be multiples of 4."""
+        seen = fine.visibility.sum(1)  # expected number of views
+        maps = torch.stack([fine.position * 2 - 1, fine.spread * 10, fine.opacity, seen / 3, disagreement * 5], 1)
+        x = torch.cat([fine.tokens, blended * 2 - 1, maps], 1).contiguous(memory_format=torch.channels_last)
         s0 = self.block0(self.stem(x))
         s1 = self.down1(F.relu(s0))
         s2 = self.down2(F.relu(s1))
         s1 = self.up1(s1 + upsample2(self.lateral1(F.relu(s2))))
         s0 = self.up0(s0 + upsample2(self.lateral0(F.relu(s1))))
         out = self.head(F.relu(s0))
-        return fine.rgb + out[:, :3], F.softplus(out[:, 3] - 2.5) + 1e-3
+        return blended + out[:, :3], F.softplus(out[:, 3] - 2.5) + 1e-3
 
 
 def confidence_of(scale: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:

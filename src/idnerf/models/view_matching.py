@@ -34,6 +34,18 @@ def pair_similarity(
     return torch.cat([mean, torch.where(count > 0, best, 0.0)], -1)
 
 
+def masked_mean(
+    values: Float[Tensor, "batch view point channel"], mask: Float[Tensor, "batch view point 1"]
+) -> Float[Tensor, "batch point channel"]:
+    """Mean over the views that see the point (mask 1), over all views where none does."""
+    count = mask.sum(1, keepdim=True)
+    weight = torch.where(count > 0, mask / count.clamp_min(1), 1 / mask.shape[1])
+    mean = weight[:, 0] * values[:, 0]
+    for view in range(1, values.shape[1]):  # one pass per view: no product of the size of all views is stored
+        mean = torch.addcmul(mean, weight[:, view], values[:, view])
+    return mean
+
+
 def masked_mean_and_variance(
     values: Float[Tensor, "batch view point channel"], visible: Bool[Tensor, "batch view point"]
 ) -> tuple[Float[Tensor, "batch point channel"], Float[Tensor, "batch point channel"]]:
