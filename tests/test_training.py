@@ -24,7 +24,9 @@ from idnerf.config import PRESETS, DTUTraining, ProceduralTraining, run_training
 from idnerf.data.procedural.config import ProceduralConfig
 from idnerf.errors import InputError
 from idnerf.models.cascade import CascadeConfig
-from idnerf.models.idnerf import IDNeRF
+from idnerf.models.idnerf import IDNeRF, ModelConfig
+from idnerf.models.paper import PaperConfig
+from idnerf.priors.prior import PriorConfig
 from idnerf.training import procedural_scenes
 from idnerf.training.dtu_scenes import DTUScenes, dtu_held_out, read_pairs
 from idnerf.training.examples import (
@@ -59,6 +61,7 @@ from idnerf.training.procedural_scenes import (
     draw_example,
     held_out_examples,
 )
+from idnerf.training.score_distillation import GuidanceConfig
 from idnerf.training.state import STATE_FILE, load_state, save_state
 from idnerf.training.trainer import TrainerConfig, TrainingDivergedError, keep, process_counts, train
 from scene_writers import make_scene, write_dtu, write_pfm
@@ -362,6 +365,7 @@ def test_moving_average_follows_its_recurrence_and_forgets_the_start():
         (lambda: TrainerConfig(source_views=(4, 3)), "--source-views"),
         (lambda: TrainerConfig(tile=(4, 64)), "--tile"),
         (lambda: OptimizerConfig(warmup=1.0), "--optimizer.warmup"),
+        (lambda: OptimizerConfig(latent_lr=0.0), "--optimizer.latent-lr"),
         (lambda: OptimizerConfig(ema_decay=1.0), "--optimizer.ema-decay"),
         (lambda: OptimizerConfig(grad_clip=-1.0), "--optimizer.grad-clip"),
         (lambda: ProceduralScenesConfig(reuse=0.0), "--scenes.reuse"),
@@ -677,11 +681,21 @@ def test_what_is_no_dtu_root_is_bad_input(dtu_root, tmp_path):
 # Presets
 
 
+def tiny_model(config: ModelConfig) -> ModelConfig:
+    """Tiny sizes with the options of ``config`` that make it another network."""
+    tiny = TINY_MODELS[config.configuration]
+    own = getattr(config, config.configuration)
+    options = {name: getattr(own, name) for name in ("view_refinement", "latent_query")}
+    return replace(tiny, **{config.configuration: replace(getattr(tiny, config.configuration), **options)})
+
+
 def tiny_preset(name: str, out: Path, pool: Path, dtu_root: Path) -> ProceduralTraining | DTUTraining:
+    """Tiny sizes, and the Gaussian prior for the preset's own."""
     preset = PRESETS[name]
     trainer = replace(
         preset.trainer,
-        model=TINY_MODELS[preset.trainer.model.configuration],
+        model=tiny_model(preset.trainer.model),
+        guidance=replace(preset.trainer.guidance, prior=PriorConfig(kind="gaussian")),
         out=out,
         steps=2,
         rays=16,
@@ -729,7 +743,8 @@ def test_the_command_line_trains(tmp_path, dtu_root):
         "source-views": "2 3",
         **{f"model.paper.{name.replace('_', '-')}": value for name, value in dataclasses.asdict(TINY_PAPER).items()},
     }
-    for name in ("groups", "view_aggregation", "num_views", "published_behaviour", "attention_splits"):
+    left_out = ("groups", "view_aggregation", "num_views", "published_behaviour", "attention_splits")
+    for name in (*left_out, "view_refinement", "latent_size"):
         del flags[f"model.paper.{name.replace('_', '-')}"]
     words = [word for name, value in flags.items() for word in (f"--{name}", *str(value).split())]
     done = run_command("-m", "idnerf.cli", "train", "matchnerf-dtu", *words)
@@ -769,6 +784,9 @@ def test_two_processes_give_the_gradient_of_one_and_train_together(tmp_path):
 
 CONFIGS = [
     CascadeConfig,
+    PaperConfig,
+    GuidanceConfig,
+    PriorConfig,
     LossConfig,
     OptimizerConfig,
     TrainerConfig,

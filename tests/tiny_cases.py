@@ -37,6 +37,7 @@ TINY_PAPER = PaperConfig(
     field_layers=3,
     field_skip=1,
     frequencies=2,
+    latent_size=(6, 6),
 )
 TINY_MODELS = {
     "cascade": ModelConfig(configuration="cascade", cascade=TINY_CASCADE),

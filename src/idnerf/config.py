@@ -7,9 +7,12 @@ from typing import Annotated, Any
 import tyro
 
 from idnerf.models.idnerf import ModelConfig
+from idnerf.models.paper import PaperConfig
+from idnerf.priors.prior import PriorConfig
 from idnerf.training.objectives import LossConfig
 from idnerf.training.optimizer import OptimizerConfig
 from idnerf.training.procedural_scenes import ProceduralScenesConfig
+from idnerf.training.score_distillation import GuidanceConfig
 from idnerf.training.trainer import TrainerConfig
 
 
@@ -43,6 +46,8 @@ CASCADE_LOSS = LossConfig(
     mse=5.0, charbonnier=1.0, ssim=0.4, blend=0.5, depth_distribution=0.2, depth=1.0, confidence=0.01
 )
 PAPER_OPTIMIZER = OptimizerConfig(encoder_lr=5e-5, decoder_lr=5e-5, beta2=0.999, ema_decay=0.0)
+ID_NERF = ModelConfig(configuration="paper", paper=PaperConfig(view_refinement=True, latent_query="pixel"))
+"""The paper's network; ``latent_query="global"`` is the public code's reading of its latent."""
 
 PRESETS: dict[str, ProceduralTraining | DTUTraining] = {
     "cascade-procedural": ProceduralTraining(
@@ -53,6 +58,25 @@ PRESETS: dict[str, ProceduralTraining | DTUTraining] = {
             model=ModelConfig(configuration="paper"),
             optimizer=replace(PAPER_OPTIMIZER, encoder_lr=2e-4, decoder_lr=5e-4, ema_decay=0.999),
             out=Path("runs/matchnerf-procedural"),
+        )
+    ),
+    "idnerf-procedural": ProceduralTraining(
+        TrainerConfig(
+            model=ID_NERF,
+            guidance=GuidanceConfig(sds_weight=1.0, guidance_scale=3.0),
+            optimizer=replace(PAPER_OPTIMIZER, encoder_lr=2e-4, decoder_lr=5e-4, ema_decay=0.999),
+            out=Path("runs/idnerf-procedural"),
+        )
+    ),
+    "idnerf-dtu": DTUTraining(
+        TrainerConfig(
+            model=ID_NERF,
+            guidance=GuidanceConfig(sds_weight=1.0, guidance_scale=100.0, prior=PriorConfig(kind="image-variation")),
+            optimizer=replace(PAPER_OPTIMIZER, latent_lr=1e-3, clip="encoder"),
+            steps=25 * 88 * 49,
+            source_views=(3, 3),
+            augment=False,
+            out=Path("runs/idnerf-dtu"),
         )
     ),
     "matchnerf-dtu": DTUTraining(

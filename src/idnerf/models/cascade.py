@@ -21,7 +21,9 @@ from idnerf.models.feature_pyramid import FeaturePyramid, PyramidFeatures
 from idnerf.models.fine_samples import FineOutput, FineSamples
 from idnerf.models.frustum_volume import DepthDistribution, FrustumVolume
 from idnerf.models.image_refinement import ImageRefinement, confidence_of
+from idnerf.models.latent import FrustumLatentInference, LatentQuery, TargetLatent, check_latent_options
 from idnerf.models.view_blending import ViewBlending
+from idnerf.models.view_refinement import PixelRefinement
 from idnerf.types import Cameras, RenderOutput, Views
 
 Quality = Literal["full", "fast"]
@@ -56,6 +58,19 @@ class CascadeConfig:
     """Hidden channels of the per-view blending weights."""
     refinement_widths: tuple[int, int, int] = (32, 48, 64)
     """Image-space refinement channels at scales 1, 1/2, 1/4."""
+    view_refinement: bool = False
+    """Attention among the views' tokens (and the latent's) at every pixel, before blending."""
+    view_width: int = 8
+    """Width of these tokens."""
+    view_heads: int = 2
+    """Heads of that attention, each 4 wide."""
+    latent_query: LatentQuery = "none"
+    """How a pixel reads the target-view latent: `none` has no latent; `global` as one vector; `pixel` at its place."""
+    latent_size: tuple[int, int] | None = None
+    """Size of the latent (width, height) in cells, over the whole target; none: an eighth of the target. Training on
+    tiles needs none."""
+    latent_planes: int = 8
+    """Inverse depths at which the latent looks the source views up."""
     planes: int = 48
     """Coarse inverse depths, quality `full`."""
     samples: int = 8
@@ -66,7 +81,10 @@ class CascadeConfig:
     """Samples per ray, quality `fast`."""
 
     def __post_init__(self) -> None:
+        check_latent_options(self.latent_query, self.view_refinement, self.latent_size, "model.cascade")
         for name, value in dataclasses.asdict(self).items():
+            if name in ("view_refinement", "latent_query", "latent_size"):
+                continue
             widths = value if isinstance(value, list | tuple) else [value]
             if not widths or min(widths) < 1:
                 raise InputError(f"--model.cascade.{flag(name)}: expected 1 or more, got {value}")
@@ -85,6 +103,8 @@ class CascadeFeatures:
 
     pyramid: PyramidFeatures
     cameras: Cameras
+    latent_maps: Float[Tensor, "batch view height4 width4 channel"] | None = None
+    """What the latent looks up; None without latent."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +116,7 @@ class CascadeOutput:
     fine: FineOutput
     distribution: DepthDistribution
     error_scale: Float[Tensor, "batch height width"]
+    latent: TargetLatent | None = None
 
 
 class Cascade(nn.Module):
@@ -115,16 +136,36 @@ class Cascade(nn.Module):
         self.samples = FineSamples(c.fine_channels, c.fine_groups, c.voxel_channels, c.token_width)
         self.blending = ViewBlending(c.fine_channels, c.token_width, c.blend_width)
         self.refinement = ImageRefinement(c.token_width, c.refinement_widths)
+        # last, so that at a given seed the parts above start alike with and without them
+        self.view_refinement = (
+            PixelRefinement(
+                c.fine_channels + 4,
+                c.view_width,
+                c.view_heads,
+                c.latent_query,
+                c.token_width,
+                c.blend_width,
+                c.refinement_widths[0],
+            )
+            if c.view_refinement
+            else None
+        )
+        has_latent = c.latent_query != "none"
+        self.latent = FrustumLatentInference(c.coarse_channels, c.latent_size, c.latent_planes) if has_latent else None
 
     def encode(self, source: Views) -> CascadeFeatures:
         """Args: source views [batch view]."""
         if source.cameras.shape[1] < 2:
             raise InputError(f"expected at least 2 source views, got {source.cameras.shape[1]}: give more photos")
-        return CascadeFeatures(self.encoder(source.images), source.cameras)
+        pyramid = self.encoder(source.images)
+        latent_maps = None if self.latent is None else self.latent.view_maps(source.images, pyramid.coarse)
+        return CascadeFeatures(pyramid, source.cameras, latent_maps)
 
-    def infer_latent(self, features: CascadeFeatures, target: Cameras) -> None:
-        """The target-view latent (METHOD: stage 2); this configuration has none yet."""
-        return None
+    def infer_latent(self, features: CascadeFeatures, target: Cameras) -> TargetLatent | None:
+        """The latent of [batch] targets; None where the configuration has none."""
+        if self.latent is None or features.latent_maps is None:
+            return None
+        return self.latent(features.latent_maps, features.cameras, target)
 
     def forward(
         self,
@@ -132,18 +173,28 @@ class Cascade(nn.Module):
         target: Cameras,
         *,
         quality: Quality = "full",
+        latent: TargetLatent | None = None,
         generator: torch.Generator | None = None,
     ) -> CascadeOutput:
-        """All stages for a target tile [batch]; ``generator`` jitters the samples (training)."""
+        """All stages for a target tile [batch]; ``generator`` jitters the samples (training).
+
+        ``latent``: of the whole target that the tile was cut from; None infers it for the tile.
+        """
         c = self.config
         planes, samples = (c.planes, c.samples) if quality == "full" else (c.planes_fast, c.samples_fast)
         width, height = target.size
         padded = (width + -width % self.tile_stride, height + -height % self.tile_stride)
         tile = crop(target, 0, 0, padded)
         distribution = self.volume(features.pyramid, features.cameras, tile, planes)
-        fine = self.samples(features.pyramid, features.cameras, tile, distribution, samples, generator)
-        blended, disagreement = self.blending(fine, features.cameras, tile)
-        rgb, scale = self.refinement(fine, blended, disagreement)
+        latent = self.infer_latent(features, target) if latent is None else latent
+        refine = self.view_refinement
+        token = None if refine is None else refine.read(latent, tile)
+        cue = None if refine is None else refine.ray_cue(token)
+        fine = self.samples(features.pyramid, features.cameras, tile, distribution, samples, generator, cue)
+        refined = None if refine is None else refine(fine, token)
+        to_blending, to_image = (refined.to_blending, refined.to_image) if refined else (None, None)
+        blended, disagreement = self.blending(fine, features.cameras, tile, to_blending)
+        rgb, scale = self.refinement(fine, blended, disagreement, to_image)
         near, far = tile.near[:, None, None], tile.far[:, None, None]
         output = RenderOutput(
             rgb=rgb,
@@ -151,9 +202,17 @@ class Cascade(nn.Module):
             opacity=fine.opacity,
             confidence=confidence_of(scale),
         )
-        return CascadeOutput(output.map(lambda x: x[..., :height, :width]), blended, fine, distribution, scale)
+        output = output.map(lambda x: x[..., :height, :width])
+        return CascadeOutput(output, blended, fine, distribution, scale, latent)
 
-    def render_tile(self, features: CascadeFeatures, target: Cameras, *, quality: Quality = "full") -> RenderOutput:
+    def render_tile(
+        self,
+        features: CascadeFeatures,
+        target: Cameras,
+        *,
+        quality: Quality = "full",
+        latent: TargetLatent | None = None,
+    ) -> RenderOutput:
         """Colour in [0, 1], depth, opacity and confidence of a target tile [batch]."""
-        output = self(features, target, quality=quality).render
+        output = self(features, target, quality=quality, latent=latent).render
         return RenderOutput(output.rgb.clamp(0, 1), output.depth, output.opacity, output.confidence)

@@ -126,22 +126,26 @@ class FineSamples(nn.Module):
         distribution: DepthDistribution,
         samples: int,
         generator: torch.Generator | None = None,
+        ray_cue: Float[Tensor, "batch height width channel"] | None = None,
     ) -> FineOutput:
         """Args: ``source`` [batch view], ``target`` [batch]; ``generator`` jitters the quantiles (training).
+
+        ``ray_cue``: from the target-view latent, added to the tokens of a pixel's samples.
 
         Without gradients the tile is computed in bands of rows, each with the few extra rows that the 3x3 convolutions
         reach: the same numbers in buffers that stay in the cache.
         """
         positions = self._draw(distribution, (target.height, target.width), samples, generator)
         if torch.is_grad_enabled():
-            return self._shade(features, source, target, distribution, positions, 0)
+            return self._shade(features, source, target, distribution, positions, 0, ray_cue)
         rows = max(4, POINTS_PER_BAND // (samples * target.width))
         bands = []
         for top in range(0, target.height, rows):
             bottom = min(top + rows, target.height)
             first, last = max(0, top - REACH), min(target.height, bottom + REACH)
             band = crop(target, 0, first, (target.width, last - first))
-            output = self._shade(features, source, band, distribution, positions[:, :, first:last], first)
+            cue = None if ray_cue is None else ray_cue[:, first:last]
+            output = self._shade(features, source, band, distribution, positions[:, :, first:last], first, cue)
             bands.append([getattr(output, f.name)[..., top - first : bottom - first, :] for f in fields(output)])
         return FineOutput(*(torch.cat(parts, -2) for parts in zip(*bands, strict=True)))
 
@@ -153,6 +157,7 @@ class FineSamples(nn.Module):
         distribution: DepthDistribution,
         positions: Float[Tensor, "batch sample height width"],
         top: int,
+        ray_cue: Float[Tensor, "batch height width channel"] | None,
     ) -> FineOutput:
         """Everything after the draw, for a band of rows that begins at row ``top`` of the distribution's tile."""
         size = (target.height, target.width)
@@ -172,6 +177,8 @@ class FineSamples(nn.Module):
         along = positions.flatten(1)[..., None]
         cues = torch.cat([similarity, mean, colour_spread * 4, voxels, visibility.mean(1), along, order], -1)
         tokens = self.embed(cues).unflatten(1, (samples, -1))
+        if ray_cue is not None:
+            tokens = tokens + ray_cue.flatten(1, 2)[:, None]
         tokens = self.attention(self._mix_over_tile(tokens, size))
         matched = similarity[..., : self.groups].mean(-1).unflatten(1, (samples, -1))
         sigmas = F.softplus(self.density(tokens)[..., 0] + self.similarity_gain * matched)

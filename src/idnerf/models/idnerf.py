@@ -107,7 +107,9 @@ class IDNeRF(nn.Module):
         latent = self.infer_latent(features, target) if latent is None else latent
         if isinstance(self.core, Cascade):
             core = self.core
-            return render_in_tiles(lambda tile: core.render_tile(features, tile, quality=quality), target)
+            return render_in_tiles(
+                lambda tile: core.render_tile(features, tile, latent=latent, quality=quality), target
+            )
         core_paper = self.core
         return render_in_tiles(lambda tile: core_paper.render_tile(features, tile, latent=latent), target, margin=0)
 

@@ -42,12 +42,17 @@ class ImageRefinement(nn.Module):
         fine: FineOutput,
         blended: Float[Tensor, "batch 3 height width"],
         disagreement: Float[Tensor, "batch height width"],
+        added: Float[Tensor, "batch stem height width"] | None = None,
     ) -> tuple[Float[Tensor, "batch 3 height width"], Float[Tensor, "batch height width"]]:
-        """Colour (about [0, 1]) and the Laplace scale b of its error. Tile sizes must be multiples of 4."""
+        """Colour (about [0, 1]) and the Laplace scale b of its error. Tile sizes must be multiples of 4.
+
+        ``added``: from view refinement, to the first convolution's output.
+        """
         seen = fine.visibility.sum(1)  # expected number of views
         maps = torch.stack([fine.position * 2 - 1, fine.spread * 10, fine.opacity, seen / 3, disagreement * 5], 1)
         x = torch.cat([fine.tokens, blended * 2 - 1, maps], 1).contiguous(memory_format=torch.channels_last)
-        s0 = self.block0(self.stem(x))
+        x = self.stem(x) if added is None else self.stem(x) + added
+        s0 = self.block0(x)
         s1 = self.down1(F.relu(s0))
         s2 = self.down2(F.relu(s1))
         s1 = self.up1(s1 + upsample2(self.lateral1(F.relu(s2))))

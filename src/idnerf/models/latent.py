@@ -115,7 +115,7 @@ class ConvBlock(nn.Sequential):
 
 
 class LocalConvBlock(nn.Module):
-    """3x3 convolution, normalisation over the channels of each pixel, leaky ReLU: no pixel sees how large the image is."""
+    """3x3 convolution, normalisation over the channels of each pixel, leaky ReLU: no pixel sees the image's size."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()

@@ -28,9 +28,16 @@ class ViewBlending(nn.Module):
         self.head = nn.Conv2d(width, 1, 1)
 
     def forward(
-        self, fine: FineOutput, source: Cameras, target: Cameras
+        self,
+        fine: FineOutput,
+        source: Cameras,
+        target: Cameras,
+        added: Float[Tensor, "batch view blend height width"] | None = None,
     ) -> tuple[Float[Tensor, "batch 3 height width"], Float[Tensor, "batch height width"]]:
-        """Blended colour, and the standard deviation of what was blended (over views and channels)."""
+        """Blended colour, and the standard deviation of what was blended (over views and channels).
+
+        ``added``: from view refinement, to each view's hidden channels.
+        """
         batch, view = source.shape
         values, visibility = fine.views[:, :, :-1], fine.visibility[:, :, None]
         weight = visibility + LEAST_VISIBLE
@@ -39,7 +46,8 @@ class ViewBlending(nn.Module):
         angle = ray_angles(source, target, 1 / near + fine.position * (1 / far - 1 / near))
         cues = torch.cat([values - mean, visibility, angle[:, :, None]], 2).flatten(0, 1)
         hidden = self.from_view(cues.contiguous(memory_format=torch.channels_last)).unflatten(0, (batch, view))
-        hidden = F.relu(hidden + self.from_tokens(fine.tokens)[:, None]).flatten(0, 1)
+        hidden = hidden + self.from_tokens(fine.tokens)[:, None]
+        hidden = F.relu(hidden if added is None else hidden + added).flatten(0, 1)
         logits = self.head(F.relu(self.mix(hidden))).unflatten(0, (batch, view))
         shares = softmax_of_few(logits + weight.log(), 1)
         rgb = (shares * fine.colours).sum(1)

@@ -4,12 +4,19 @@ tokens [batch token point width]: the token axis holds the views, then the laten
 position code, so that permuting them permutes the result; a view that does not see the point is not listened to.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from idnerf.geometry.rays import pixel_centers
+from idnerf.models.feature_pyramid import start_at_zero
+from idnerf.models.fine_samples import FineOutput
 from idnerf.models.gmflow import PairMaps, view_pairs
+from idnerf.models.latent import LatentQuery, LatentToken, TargetLatent
+from idnerf.types import Cameras
 
 
 class TokenAttention(nn.Module):
@@ -89,6 +96,81 @@ class MapTokens(nn.Module):
     ) -> Float[Tensor, "batch view point width"]:
         """``features``: the sum of both ``maps`` looked up at the points; ``colours`` in [0, 1]."""
         return F.relu(features + self.of_colour(torch.cat([colours, seen[..., None].to(colours.dtype)], -1)))
+
+
+VISIBLE_SHARE = 0.01
+"""A view is listened to at a pixel if at least so much of the ray's weight lies in front of it and inside its image."""
+
+
+@dataclass(frozen=True)
+class RefinedPixels:
+    """What refinement adds to the blending's hidden channels of each view, and to the image refinement's."""
+
+    to_blending: Float[Tensor, "batch view blend height width"]
+    to_image: Float[Tensor, "batch channel height width"]
+
+
+class PixelRefinement(nn.Module):
+    """View refinement of the `cascade` configuration: once per pixel, where the views are composited but still apart.
+
+    The latent's token is also told to every sample of its pixel's ray (``ray_cue``), before attention along the ray.
+    All outputs start at zero: weights trained without refinement give what they gave.
+
+    Args:
+        values: channels of what a view shows, visibility included.
+        width, heads: of the tokens and their attention.
+        query: how the latent is read.
+        sample_width, blend_width, image_width: channels that the three outputs are added to.
+    """
+
+    def __init__(
+        self,
+        values: int,
+        width: int,
+        heads: int,
+        query: LatentQuery,
+        sample_width: int,
+        blend_width: int,
+        image_width: int,
+    ) -> None:
+        super().__init__()
+        self.view_token = nn.Linear(values, width)
+        self.attention = TokenAttention(width, heads)
+        self.latent_token = None if query == "none" else LatentToken(query, width)
+        self.to_blending = nn.Linear(width, blend_width)
+        self.to_image = nn.Linear(width if query == "none" else 3 * width, image_width)
+        self.to_samples = None if query == "none" else nn.Linear(width, sample_width)
+        for output in (self.to_blending, self.to_image, self.to_samples):
+            if output is not None:
+                start_at_zero(output)
+
+    def read(self, latent: TargetLatent | None, target: Cameras) -> Float[Tensor, "batch height width token"] | None:
+        """The latent's token at every pixel of [batch] ``target`` cameras; None where there is none."""
+        if self.latent_token is None or latent is None:
+            return None
+        pixels = pixel_centers(target.size, target.device).flatten(0, 1).expand(len(target), -1, 2)
+        return self.latent_token(latent, target, pixels).unflatten(1, (target.height, target.width))
+
+    def ray_cue(
+        self, token: Float[Tensor, "batch height width token"] | None
+    ) -> Float[Tensor, "batch height width channel"] | None:
+        """What is added to the token of every sample of a pixel's ray."""
+        return None if token is None or self.to_samples is None else self.to_samples(token)
+
+    def forward(
+        self, fine: FineOutput, latent_token: Float[Tensor, "batch height width token"] | None
+    ) -> RefinedPixels:
+        size = fine.views.shape[-2:]
+        tokens = F.relu(self.view_token(fine.views.flatten(3).transpose(2, 3)))  # batch view point token
+        seen = fine.visibility.flatten(2) > VISIBLE_SHARE
+        latent = None if latent_token is None else latent_token.flatten(1, 2)
+        views, refined = attend_with_latent(self.attention, tokens, seen, latent)
+        weight = fine.visibility.flatten(2)[..., None] + VISIBLE_SHARE
+        summary = [(weight * views).sum(1) / weight.sum(1)]
+        if latent is not None and refined is not None:
+            summary += [latent, refined]
+        to_image = self.to_image(torch.cat(summary, -1)).transpose(1, 2).unflatten(2, size)
+        return RefinedPixels(self.to_blending(views).transpose(2, 3).unflatten(3, size), to_image)
 
 
 def mean_over_partners(

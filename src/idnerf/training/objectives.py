@@ -14,6 +14,7 @@ from torch import Tensor
 from idnerf.models.cascade import Cascade, Quality
 from idnerf.models.frustum_volume import FrustumVolume
 from idnerf.models.idnerf import IDNeRF
+from idnerf.models.latent import TargetLatent
 from idnerf.models.paper import PaperModel
 from idnerf.training.losses import (
     charbonnier,
@@ -47,11 +48,12 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class Objective:
-    """``terms`` are weighted and sum to the loss; ``rgb`` is the picture (or the rays' colours) that was rendered."""
+    """``terms`` are weighted and sum to the loss; ``latent`` is the target-view latent, for score distillation."""
 
     terms: dict[str, Float[Tensor, ""]]
     mse: Float[Tensor, ""]
     rays: int
+    latent: TargetLatent | None = None
 
     @property
     def loss(self) -> Float[Tensor, ""]:
@@ -89,7 +91,7 @@ def cascade_objective(
     if config.ssim:
         terms["ssim"] = config.ssim * ssim_loss(rgb, truth)
     if config.blend:
-        terms["blend"] = config.blend * charbonnier(output.fine.rgb[..., :height, :width], truth)
+        terms["blend"] = config.blend * charbonnier(output.blended[..., :height, :width], truth)
     if batch.depth is not None:
         weight = (batch.depth > 0).to(rgb.dtype)
         if batch.seen is not None:  # depth that no source shows is a guess: ask less firmly for it
@@ -113,7 +115,7 @@ def cascade_objective(
         error = (rgb - truth).abs().mean(1).detach()
         scale_map = output.error_scale[:, :height, :width]
         terms["confidence"] = config.confidence * laplace_negative_log_likelihood(error, scale_map)
-    return Objective(terms, mse.detach(), rays=rgb.shape[0] * height * width)
+    return Objective(terms, mse.detach(), rays=rgb.shape[0] * height * width, latent=output.latent)
 
 
 def paper_objective(
@@ -128,9 +130,11 @@ def paper_objective(
     ).to(images.device)
     pixels = torch.stack([index % width, index // width], -1).to(images.dtype) + 0.5
     truth = images.flatten(2).gather(2, index[:, None].expand(-1, 3, -1)).transpose(1, 2)
-    output = core.render_pixels(core.encode(batch.source), batch.target.cameras, pixels, generator=generator)
+    features = core.encode(batch.source)
+    latent = core.infer_latent(features, batch.target.cameras)
+    output = core.render_pixels(features, batch.target.cameras, pixels, latent=latent, generator=generator)
     mse = (output.rgb - truth).square().mean()
     terms = {"mse": config.mse * mse}
     if config.charbonnier:
         terms["charbonnier"] = config.charbonnier * charbonnier(output.rgb, truth)
-    return Objective(terms, mse.detach(), rays=scenes * number)
+    return Objective(terms, mse.detach(), rays=scenes * number, latent=latent)

@@ -2,8 +2,10 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from idnerf.errors import InputError
@@ -17,6 +19,8 @@ class OptimizerConfig:
     """Peak learning rate of the encoder."""
     decoder_lr: float = 1e-3
     """Peak learning rate of everything else."""
+    latent_lr: float = 1e-3
+    """Peak learning rate of the network that infers the target-view latent."""
     weight_decay: float = 1e-4
     """Decoupled weight decay."""
     beta2: float = 0.99
@@ -26,12 +30,15 @@ class OptimizerConfig:
     final_lr: float = 0.02
     """Learning rate at the last step, as a share of the peak."""
     grad_clip: float = 1.0
-    """Largest norm of the gradient of all parameters together; 0 leaves it as it is."""
+    """Largest norm of a gradient; 0 leaves it as it is."""
+    clip: Literal["all", "encoder"] = "all"
+    """`all`: encoder and decoder together, the latent network apart, so that a strong pull on the latent does not slow
+    the rest; `encoder`: the encoder alone, as MatchNeRF and ID-NeRF do."""
     ema_decay: float = 0.999
     """Decay of the moving average of the weights that is saved and validated (warmed up); 0 saves the last ones."""
 
     def __post_init__(self) -> None:
-        for name in ("encoder_lr", "decoder_lr"):
+        for name in ("encoder_lr", "decoder_lr", "latent_lr"):
             if not getattr(self, name) > 0:
                 raise InputError(f"--optimizer.{name.replace('_', '-')}: expected above 0, got {getattr(self, name)}")
         for name in ("weight_decay", "grad_clip"):
@@ -44,14 +51,17 @@ class OptimizerConfig:
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict]:
-    """Every trainable parameter in exactly one group: ``encoder`` or ``decoder``."""
-    encoder, decoder = [], []
+    """Every trainable parameter in exactly one group: ``encoder``, ``decoder``, or ``latent`` where there is one."""
+    parts: dict[str, list[nn.Parameter]] = {"encoder": [], "decoder": [], "latent": []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (encoder if ".encoder." in f".{name}" else decoder).append(parameter)
+            words = name.split(".")
+            parts[next((part for part in ("encoder", "latent") if part in words), "decoder")].append(parameter)
+    rates = {"encoder": config.encoder_lr, "decoder": config.decoder_lr, "latent": config.latent_lr}
     return [
-        {"name": "encoder", "params": encoder, "lr": config.encoder_lr, "peak_lr": config.encoder_lr},
-        {"name": "decoder", "params": decoder, "lr": config.decoder_lr, "peak_lr": config.decoder_lr},
+        {"name": part, "params": parameters, "lr": rates[part], "peak_lr": rates[part]}
+        for part, parameters in parts.items()
+        if parameters or part != "latent"
     ]
 
 
@@ -59,6 +69,19 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
     return torch.optim.AdamW(
         parameter_groups(model, config), betas=(0.9, config.beta2), weight_decay=config.weight_decay
     )
+
+
+def clip_gradients(optimizer: torch.optim.Optimizer, config: OptimizerConfig) -> Float[Tensor, ""]:
+    """Scale gradients down to ``grad_clip`` as ``clip`` says. Returns the norm of all of them, before."""
+    parts = {group["name"]: group["params"] for group in optimizer.param_groups}
+    encoder, decoder, latent = parts["encoder"], parts["decoder"], parts.get("latent", [])
+    limit = config.grad_clip or math.inf
+    if config.clip == "all":
+        limits = [([*encoder, *decoder], limit), (latent, limit)]
+    else:
+        limits = [(encoder, limit), ([*decoder, *latent], math.inf)]
+    norms = [torch.nn.utils.clip_grad_norm_(parameters, largest) for parameters, largest in limits if parameters]
+    return torch.linalg.vector_norm(torch.stack(norms))
 
 
 def one_cycle(progress: float, config: OptimizerConfig) -> float:

@@ -28,12 +28,14 @@ from idnerf.training.losses import psnr_of_mse
 from idnerf.training.objectives import LossConfig, objective
 from idnerf.training.optimizer import (
     OptimizerConfig,
+    clip_gradients,
     make_optimizer,
     one_cycle,
     set_learning_rate,
     update_ema,
 )
 from idnerf.training.run_log import RunLog, Window
+from idnerf.training.score_distillation import GuidanceConfig, ScoreDistillation
 from idnerf.training.state import STATE_FILE, load_state, restore, save_state
 from idnerf.types import Batch
 
@@ -50,6 +52,8 @@ class TrainerConfig:
     """The network."""
     loss: LossConfig = field(default_factory=LossConfig)
     """Weights of the loss terms."""
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    """Score distillation of the target-view latent by a frozen diffusion model."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """AdamW and its schedule."""
     out: Path = Path("runs/idnerf")
@@ -131,10 +135,11 @@ def train(config: TrainerConfig, scenes: SceneProvider, held_out: list[Example])
     config = dataclasses.replace(config, model=model.config)  # weights to start from bring their own
     if config.encoder_init is not None:
         start_encoder(model, config.encoder_init)
+    guidance = start_guidance(config, model, fabric.device)
     model.train()
     ema = {name: value.clone().to(fabric.device) for name, value in model.state_dict().items()}
     optimizer = make_optimizer(model, config.optimizer)
-    wrapped, optimizer = fabric.setup(Objectives(model, config), optimizer)
+    wrapped, optimizer = fabric.setup(Objectives(model, config, guidance), optimizer)
     start = 0
     if config.resume is not None:
         state = load_state(run / STATE_FILE)
@@ -154,9 +159,7 @@ def train(config: TrainerConfig, scenes: SceneProvider, held_out: list[Example])
             if not finite_everywhere(loss, fabric):
                 raise diverged("loss", terms, step, batch, run)
             fabric.backward(loss)
-            norm = fabric.clip_gradients(
-                wrapped, optimizer, max_norm=config.optimizer.grad_clip or math.inf, error_if_nonfinite=False
-            )
+            norm = clip_gradients(optimizer.optimizer, config.optimizer)
             if not torch.isfinite(norm):  # the same on every process; a step would spoil weights about to be saved
                 raise diverged("gradient", terms, step, batch, run)
             optimizer.step()
@@ -235,12 +238,29 @@ def start_encoder(model: IDNeRF, path: Path) -> None:
     initialise_encoder(model.core, tensors)
 
 
+def start_guidance(config: TrainerConfig, model: IDNeRF, device: torch.device | str) -> ScoreDistillation | None:
+    """The frozen prior and its loss; None, and nothing is loaded, for a weight of 0.
+
+    Raises:
+        InputError: the model has no latent to guide.
+    """
+    if config.guidance.sds_weight == 0:
+        return None
+    if getattr(model.config, model.config.configuration).latent_query == "none":
+        name = model.config.configuration
+        raise InputError(
+            f"--guidance.sds-weight {config.guidance.sds_weight}: expected a model with a target-view latent; add "
+            f"--model.{name}.view-refinement --model.{name}.latent-query pixel"
+        )
+    return ScoreDistillation(config.guidance).to(device)
+
+
 class Objectives(torch.nn.Module):
     """The model with its objective as one ``forward``, which is what data-parallel wrappers synchronise."""
 
-    def __init__(self, model: IDNeRF, config: TrainerConfig):
+    def __init__(self, model: IDNeRF, config: TrainerConfig, guidance: ScoreDistillation | None = None):
         super().__init__()
-        self.model, self.config = model, config
+        self.model, self.config, self.guidance = model, config, guidance
 
     def forward(self, batch: Batch, step: int, rank: int) -> tuple[dict[str, Tensor], Tensor, int]:
         """Loss terms, mean squared error and number of rays; randomness is a function of (seed, step, rank)."""
@@ -254,7 +274,13 @@ class Objectives(torch.nn.Module):
             rays_per_step=self.config.rays,
             fast_share=self.config.fast_share,
         )
-        return result.terms, result.mse, result.rays
+        terms = result.terms
+        if self.guidance is not None and result.latent is not None:
+            # a generator of its own: the rest of the step draws the same numbers with and without guidance
+            own = torch.Generator(device).manual_seed(seeded(self.config.seed, step, 2 + rank, 1).initial_seed())
+            progress = step / self.config.steps
+            terms = {**terms, "score_distillation": self.guidance(result.latent, batch.source, progress, own)}
+        return terms, result.mse, result.rays
 
 
 def load_batches(config: TrainerConfig, scenes: SceneProvider, start: int, fabric: Any) -> Iterator[Batch]:
