@@ -18,7 +18,7 @@ LEVELS = [
     {"models", "priors", "data"},
     {"arrays", "evaluation", "video"},
     {"training"},
-    {"config", "viewer", "export"},
+    {"config", "viewer", "export", "poses"},
     {"commands"},
     {"cli"},
 ]
@@ -28,9 +28,12 @@ RANK = {part: rank for rank, parts in enumerate(LEVELS) for part in parts}
 ADAPTERS = {
     "lightning_fabric": "training/trainer.py",
     "av": "video.py",
+    "pycolmap": "poses/structure_from_motion.py",
     "lpips": "evaluation/lpips.py",
+    "skimage": "export/marching_cubes.py",
     "huggingface_hub": "checkpoint.py",
     "torchvision": "evaluation/lpips.py",
+    "viser": "viewer/server.py",
 }
 
 

@@ -16,7 +16,11 @@ COMMANDS = {
     "render": "new views of a scene as pictures or video",
     "evaluate": "score held-out views of scenes, with published protocols",
     "train": "train a preset",
+    "train-prior": "train the small diffusion prior (autoencoder and U-Net) that guides a training",
     "scenes": "write procedural scenes to disk",
+    "export": "point clouds, meshes, depth maps and data sets of rendered views",
+    "view": "a web viewer whose picture follows the browser's camera",
+    "poses": "your own photos without poses to a posed scene",
     "convert": "published GMFlow and MatchNeRF checkpoints to our format",
 }
 
@@ -35,13 +39,14 @@ def main(arguments: Sequence[str]) -> None:
     from idnerf.allocator import keep_freed_memory
 
     keep_freed_memory()
-    module = importlib.import_module(f"idnerf.commands.{command}")
+    name = command.replace("-", "_")
+    module = importlib.import_module(f"idnerf.commands.{name}")
     if command == "train":
         module.train(rest)
         return
     import tyro
 
-    tyro.cli(getattr(module, command), args=rest, prog=f"idnerf {command}")
+    tyro.cli(getattr(module, name), args=rest, prog=f"idnerf {command}")
 
 
 def usage() -> str:

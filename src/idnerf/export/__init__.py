@@ -1,0 +1,1 @@
+"""Geometry out of rendered depth: point clouds, meshes, depth maps, datasets (docs/export.md)."""
