@@ -1,7 +1,7 @@
 """Procedural scenes: exact depth against analytic cases, agreement between views, determinism, round trips."""
 
-import itertools
 import json
+import math
 import random
 
 import numpy as np
@@ -9,20 +9,24 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from idnerf.data.procedural import test_set
 from idnerf.data.procedural.builder import BOX, CYLINDER, ELLIPSOID, SHAPES, SceneBuilder, random_rotation
+from idnerf.data.procedural.camera_effects import blur, compress, photograph, sharpen, through_jpeg, vignette
 from idnerf.data.procedural.config import ProceduralConfig
 from idnerf.data.procedural.dataset import ProceduralDataset
 from idnerf.data.procedural.files import OPENCV_TO_OPENGL, save_scene
-from idnerf.data.procedural.generate import blur, cast_shadows, generate_scene, photograph, render_view
-from idnerf.data.procedural.layout import draw_world
+from idnerf.data.procedural.generate import cast_shadows, depth_ranges, generate_scene, render_view, rotated_grid
+from idnerf.data.procedural.layout import draw_place, draw_world
 from idnerf.data.procedural.pool import fill_pool, pack_scene, scene_path, unpack_scene
 from idnerf.data.procedural.primitives import relief_depth, sheet_depth
 from idnerf.data.procedural.raster import Pinhole, canonical_frames, find_candidates, first_hits
 from idnerf.data.procedural.rigs import draw_rig
+from idnerf.data.procedural.themes import OBJECTS
 from idnerf.data.seen import count_seen
 from idnerf.errors import InputError
 from idnerf.geometry.projection import bilinear_lookup, project, visible
 from idnerf.geometry.rays import image_rays, pixel_centers, unproject
+from idnerf.training.procedural_scenes import HELD_OUT_SEED
 from idnerf.types import Cameras
 
 SMALL = ProceduralConfig(size=(48, 36), num_views=3, supersample=1)
@@ -174,9 +178,17 @@ def slopes_too_much(depth: torch.Tensor) -> torch.Tensor:
     return ((high - low) / high > 0.02)[0]
 
 
-@pytest.mark.parametrize("rig, seed", itertools.product(["forward", "inward"], [1, 2, 3]))
-def test_neighbour_warped_by_exact_depth_agrees_above_30_db(rig, seed):
-    """Compared where both see the point (depths agree to 0.5 %), away from edges (``slopes_too_much``)."""
+@pytest.mark.parametrize("rig", ["forward", "inward"])
+def test_neighbour_warped_by_exact_depth_agrees_above_30_db(rig):
+    """In the median scene; gloss and reflections move from view to view in some."""
+    psnr, share = zip(*(warp_agreement(seed, rig) for seed in range(1, 5)), strict=True)
+    assert np.median(psnr) > 32 and min(psnr) > 28
+    assert np.median(share) > 0.25
+
+
+def warp_agreement(seed: int, rig: str) -> tuple[float, float]:
+    """PSNR of a view looked up in its nearest neighbour, where both see the point (depths agree to 0.5 %), away from
+    edges (``slopes_too_much``); share of the pixels compared."""
     scene = generate_scene(seed, ProceduralConfig(size=(192, 144), num_views=6, rig=rig, photo=0.0))
     cameras = scene.views.cameras
     distance = torch.linalg.vector_norm(cameras.centers - cameras.centers[0], dim=-1)
@@ -189,9 +201,8 @@ def test_neighbour_warped_by_exact_depth_agrees_above_30_db(rig, seed):
     )[0]
     same = visible(pixels, z, cameras.size) & ((looked_up[:, 3] / z - 1).abs() < 0.005)
     same &= (looked_up[:, 4] == 0) & ~slopes_too_much(scene.depth[0]).reshape(-1)
-    assert same.float().mean() > 0.2
     error = looked_up[same, :3] - scene.views.images[0].permute(1, 2, 0).reshape(-1, 3)[same]
-    assert -10 * torch.log10((error**2).mean()) > 30
+    return -10 * math.log10(float((error**2).mean())), float(same.float().mean())
 
 
 @pytest.mark.parametrize("rig", ["forward", "inward", "mixed"])
@@ -205,7 +216,8 @@ def test_scenes_are_finite_within_range_and_overlap(rig):
         assert images.std() > 0.02
         near, far = cameras.near[:, None, None], cameras.far[:, None, None]
         assert torch.isfinite(depth).all() and (near > 0).all()
-        assert ((near < depth) & (depth < far)).all()
+        # Sky and backdrops may lie beyond far; nothing lies before near.
+        assert (near < depth).all() and (near < far).all()
         orthonormal = cameras.c2w[:, :3, :3] @ cameras.c2w[:, :3, :3].transpose(1, 2)
         torch.testing.assert_close(orthonormal, torch.eye(3).expand(6, 3, 3), atol=1e-5, rtol=0)
         torch.testing.assert_close(torch.linalg.det(cameras.c2w), torch.ones(6), atol=1e-4, rtol=0)
@@ -224,7 +236,7 @@ def test_complexity_adds_primitives():
             total += len(draw_world(rig, complexity, rng, torch.Generator().manual_seed(seed)).primitives)
         return total / 3
 
-    assert count(0.0) < 20 < count(0.5) < 0.8 * count(1.0)
+    assert 2 * count(0.0) < count(0.5) < 0.8 * count(1.0)
 
 
 def test_rendering_creates_no_tensor_on_the_default_device():
@@ -234,8 +246,8 @@ def test_rendering_creates_no_tensor_on_the_default_device():
     world = draw_world(rig, 0.9, rng, torch.Generator().manual_seed(1))
     expected = render_view(cast_shadows(world), rig.cameras[0], 2)
     with torch.device("meta"):
-        image, depth = render_view(cast_shadows(world), rig.cameras[0], 2)
-    torch.testing.assert_close((image, depth), expected)
+        rendered = render_view(cast_shadows(world), rig.cameras[0], 2)
+    torch.testing.assert_close(rendered, expected)
 
 
 def test_supersampling_changes_edges_only_and_no_depth():
@@ -256,6 +268,113 @@ def test_photographic_effects_grow_with_strength_and_keep_the_picture(generator)
         errors.append(float(torch.stack([(image - clean).abs().mean() for image in draws]).mean()))
         assert all(image.min() >= 0 and image.max() <= 1 for image in draws)
     assert 1e-4 < errors[0] < errors[1] < errors[2] < 0.3
+
+
+def test_jpeg_changes_little_less_at_higher_quality_and_always_alike(generator):
+    smooth = blur(torch.rand(2, 3, 48, 64, generator=generator) * 0.6 + 0.2, 0.8)
+    errors = [float((through_jpeg(smooth, q, 0) - smooth).square().mean().sqrt()) for q in (75, 90, 98)]
+    assert 0.05 > errors[0] > errors[1] > errors[2] > 0
+    torch.testing.assert_close(through_jpeg(smooth, 80, 2), through_jpeg(smooth, 80, 2), rtol=0, atol=0)
+    chosen = [not torch.equal(compress(smooth, 1.0, random.Random(seed)), smooth) for seed in range(60)]
+    assert 18 < sum(chosen) < 42
+
+
+def test_sharpening_and_vignetting_leave_flat_surfaces_and_the_middle():
+    flat = torch.full((1, 3, 9, 9), 0.4)
+    torch.testing.assert_close(sharpen(flat, 0.5), flat)
+    step = torch.cat([torch.full((1, 3, 8, 8), 0.3), torch.full((1, 3, 8, 8), 0.6)], -1)
+    edge = sharpen(step, 0.5)[0, 0, 4]
+    assert edge[7] < 0.3 and edge[8] > 0.6 and edge[0] == pytest.approx(0.3, abs=1e-5)
+    gain = vignette(flat, 0.2)
+    assert gain[4, 4] == 1 and gain[0, 0] == pytest.approx(0.8) and gain.amin() == gain[0, 0]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_rotated_grid_has_one_ray_per_row_column_and_cell(n):
+    places = torch.tensor(rotated_grid(n), dtype=torch.float64)
+    assert places.shape == (n * n, 2)
+    for axis in (0, 1):
+        expected = (torch.arange(n * n, dtype=torch.float64) + 0.5) / n**2
+        torch.testing.assert_close(places[:, axis].sort().values, expected)
+    assert len({(int(x * n), int(y * n)) for x, y in places.tolist()}) == n * n
+
+
+@pytest.mark.parametrize("maker", OBJECTS, ids=lambda maker: maker.__name__)
+def test_every_object_fits_about_its_size_with_proper_frames(maker):
+    families = ["noise", "leaf", "petal", "white", "plain", "glyph"]
+    for seed in range(3):
+        builder = SceneBuilder(families, random.Random(seed), 0.7)
+        maker(builder, np.array([0.0, 0.0, 3.0]), 0.5)
+        primitives, materials = builder.build()
+        assert len(builder) >= 1 and torch.isfinite(materials).all() and (primitives.half > 0).all()
+        eye = torch.eye(3).expand(len(primitives.rotation), 3, 3)
+        torch.testing.assert_close(primitives.rotation @ primitives.rotation.mT, eye, atol=1e-5, rtol=0)
+        assert (torch.linalg.det(primitives.rotation) > 0.99).all()
+        assert primitives.material.amax() < len(materials)
+
+
+def test_plain_backdrops_are_common_before_inward_rigs_and_rare_before_forward_ones():
+    for kind, low, high in (("inward", 0.25, 0.45), ("forward", 0.02, 0.12)):
+        rig = draw_rig(kind, (32, 24), 2, random.Random(0))
+        drawn = [draw_place(rig, random.Random(seed)) for seed in range(400)]
+        assert low < np.mean([backdrop is not None for _, backdrop in drawn]) < high
+        assert all(place == "studio" for place, backdrop in drawn if backdrop is not None)
+        colours = {backdrop for _, backdrop in drawn}
+        assert (1.0, 1.0, 1.0) in colours and (0.0, 0.0, 0.0) in colours
+
+
+def test_depth_range_ends_with_the_content_or_with_everything():
+    depth = torch.tensor([[[2.0, 3.0], [5.0, 400.0]], [[2.5, 3.0], [6.0, 300.0]]])
+    fars = []
+    for seed in range(60):
+        near, far = depth_ranges(depth, 7.0, random.Random(seed))
+        assert (near < depth.flatten(1).amin(1)).all() and (far > near).all()
+        fars.append(far)
+    beyond = torch.stack([(far < depth.flatten(1).amax(1)).all() for far in fars])
+    assert 0.5 < beyond.float().mean() < 0.85
+    assert all((far >= 7.0).all() for far in fars)
+    everything = [depth_ranges(depth, float("inf"), random.Random(seed))[1] for seed in range(20)]
+    assert all((far > depth.flatten(1).amax(1)).all() for far in everything)
+    sky_only = torch.full((1, 2, 2), 50.0)
+    near, far = depth_ranges(sky_only, 7.0, random.Random(1))
+    assert (near < far).all()
+
+
+def test_backdrop_pixels_have_its_colour_and_edges_are_mixed():
+    rng = random.Random(3)
+    rig = draw_rig("inward", (64, 48), 1, rng)
+    for seed in range(100):
+        world = draw_world(rig, 0.3, random.Random(seed), torch.Generator().manual_seed(seed))
+        if world.backdrop is not None:
+            break
+    world = cast_shadows(world)
+    image, depth, coverage = render_view(world, rig.cameras[0], 2)
+    assert (coverage == 0).any() and (coverage == 1).any() and ((coverage > 0) & (coverage < 1)).any()
+    assert (image[:, coverage == 0] == 0).all() and torch.isfinite(depth).all()
+    assert (depth[coverage == 0] > depth[coverage == 1].amin()).all()
+
+
+def test_fixed_test_scenes_are_disjoint_from_training_and_balanced():
+    entries = test_set.named_configs()
+    names, seeds = [e[0] for e in entries], [e[1] for e in entries]
+    assert len(set(names)) == len(set(seeds)) == 64
+    assert test_set.test_scene_configs() == [(seed, config) for _, seed, config in entries]
+    assert min(seeds) >= HELD_OUT_SEED + 100_000  # beyond those held out beside a training
+    cells = [(config.rig, config.complexity) for _, _, config in entries]
+    assert len(set(cells[:8])) == 8 and all(cells.count(cell) == 8 for cell in set(cells))
+    (name, scene), *rest = list(test_set.test_scenes(1))
+    assert not rest and name == names[0] and scene.name.endswith(str(seeds[0]))
+    assert scene.views.images.shape == (6, 3, 208, 288)
+
+
+def test_forward_rigs_look_like_crops_of_larger_images():
+    rigs = [draw_rig("forward", (288, 208), 6, random.Random(seed)) for seed in range(200)]
+    degrees = np.array([2 * np.degrees(np.arctan(rig.tan_x)) for rig in rigs])
+    assert degrees.min() >= 23.9 and degrees.max() <= 75.1 and 25 < np.quantile(degrees, 0.25) < 45
+    baselines = np.array([rig.baseline for rig in rigs])
+    assert baselines.min() >= 0.03 and baselines.max() <= 0.25
+    # Neighbours move the nearest things by less than a third of the frame.
+    assert (baselines / np.array([2 * rig.tan_x for rig in rigs])).max() < 0.31
 
 
 def test_blur_keeps_constants_and_spreads_a_point():

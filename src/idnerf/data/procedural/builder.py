@@ -56,10 +56,14 @@ class SceneBuilder:
     """Grows a scene: ``add_*`` append primitives, ``material`` appends a material and returns its index."""
 
     def __init__(self, families: list[str], rng: random.Random, roughness: float) -> None:
-        """``families``: names of the atlas's textures; ``roughness`` in [0, 1] scales bumps and detail."""
+        """``families``: names of the atlas's textures; ``roughness`` in [0, 1] scales bumps and detail.
+
+        ``favourite`` (texture, tint) is what most surfaces are made of after ``choose_favourite``.
+        """
         self.families = families
         self.rng = rng
         self.roughness = roughness
+        self.favourite: tuple[int, list[float]] | None = None
         self.materials: list[list[float]] = []
         self.rows: list[tuple[int, list[tuple[np.ndarray, np.ndarray, np.ndarray, tuple[float, float, float], int]]]]
         self.rows = []
@@ -74,6 +78,7 @@ class SceneBuilder:
         tiles: float | None = None,
         emission: float = 0.0,
         even: float | None = None,
+        paint: tuple[float, float, float] | None = None,
     ) -> int:
         """A random material.
 
@@ -82,6 +87,7 @@ class SceneBuilder:
             tiles: texture tiles per scene unit.
             emission: share of light of its own.
             even: grey level in [0, 1] of a surface without any texture; None for a textured one.
+            paint: colour (RGB in [0, 1], as displayed) of an evenly painted surface.
         """
         rng = self.rng
         fitting = [i for i, name in enumerate(self.families) if name == family]
@@ -93,6 +99,7 @@ class SceneBuilder:
         brightness = math.exp(rng.gauss(0, 0.25))
         tint = [brightness * math.exp(rng.gauss(0, 0.08)) for _ in range(3)]
         glossy = rng.random() < (0.5 if foliage else 0.35)
+        polished = not foliage and emission == 0 and rng.random() < 0.14
         row = {
             "texture": rng.choice(fitting),
             "detail": rng.choice(detail),
@@ -112,7 +119,14 @@ class SceneBuilder:
             "emission": emission,
             "unit_uv": float(foliage),
             "translucency": rng.uniform(0.1, 0.5) if foliage else 0.0,
+            "mirror": rng.choice([0.15, 0.4, 0.9]) * rng.uniform(0.5, 1.0) if polished else 0.0,
         }
+        if polished:
+            row["bump"] *= 0.15
+        if self.favourite is not None and not foliage and emission == 0 and rng.random() < 0.75:
+            shade = math.exp(rng.gauss(0, 0.08))
+            texture, tint = self.favourite
+            row |= {"texture": texture, "red": shade * tint[0], "green": shade * tint[1], "blue": shade * tint[2]}
         if even is not None:
             # Albedo is clamped to (0.005, 0.98): a factor of 100 or 0 drives any texture to an end.
             level = 100.0 if even == 1 else 2 * even
@@ -124,8 +138,19 @@ class SceneBuilder:
                 "gloss": 0.0,
                 "bump": 0.0,
             }
+        if paint is not None:
+            red, green, blue = (c**2.2 for c in paint)
+            row |= {"texture": self.families.index("white"), "red": red, "green": green, "blue": blue}
+            row |= {"detail_strength": rng.choice([0.0, 0.0, 0.15]), "bump": 0.1 * row["bump"]}
         self.materials.append([float(row[name]) for name in MATERIAL_FIELDS])
         return len(self.materials) - 1
+
+    def choose_favourite(self) -> None:
+        """From now on most surfaces are of one stuff: carved stone, a skeleton, a brick house."""
+        rng = self.rng
+        textures = [i for i, name in enumerate(self.families) if name not in ("leaf", "petal", "white", "glyph")]
+        brightness = math.exp(rng.gauss(0, 0.25))
+        self.favourite = rng.choice(textures), [brightness * math.exp(rng.gauss(0, 0.08)) for _ in range(3)]
 
     def _add(self, kind, center, rotation, half, shape, material, cut=None) -> None:
         first = (np.asarray(center, float), rotation, np.asarray(half, float), shape, material)

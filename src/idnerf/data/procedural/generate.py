@@ -1,6 +1,5 @@
 """From a seed to a rendered scene."""
 
-import math
 import random
 from dataclasses import replace
 
@@ -9,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from idnerf.data.procedural.builder import random_rotation
+from idnerf.data.procedural.camera_effects import composite, compress, develop, photograph
 from idnerf.data.procedural.config import ProceduralConfig, ProceduralScene
 from idnerf.data.procedural.layout import World, draw_world
 from idnerf.data.procedural.raster import (
@@ -39,7 +39,14 @@ def to_device(world: World, device: torch.device | str) -> World:
     )
     shadow = tuple(move_camera(c, device) for c in world.shadow_cameras)
     sky = tuple(move_camera(c, device) for c in world.sky_cameras)
-    return World(world.primitives.to(device), appearance, world.outlines.to(device), shadow, sky)
+    return replace(
+        world,
+        primitives=world.primitives.to(device),
+        appearance=appearance,
+        outlines=world.outlines.to(device),
+        shadow_cameras=shadow,
+        sky_cameras=sky,
+    )
 
 
 def move_camera(camera: Pinhole, device: torch.device | str) -> Pinhole:
@@ -82,11 +89,14 @@ def without_room(world: World):
 
 def render_view(
     world: World, camera: Pinhole, supersample: int
-) -> tuple[Float[Tensor, "3 height width"], Float[Tensor, "height width"]]:
-    """Linear radiance and exact depth of one view.
+) -> tuple[Float[Tensor, "3 height width"], Float[Tensor, "height width"], Float[Tensor, "height width"]]:
+    """Radiance (``tone``), exact depth and coverage of one view.
 
     One ray per pixel centre gives the depth, and the colour of smooth regions (textures are band-limited by
     their mip pyramid); pixels near an edge take the mean of supersample^2 rays instead.
+
+    Where the world has a backdrop, the colour is that of the share ``coverage`` of the pixel that is not
+    the enclosure; else coverage is 1.
     """
     width, height = camera.size
     primitives, maps = world.primitives, (world.outlines, world.appearance.reliefs)
@@ -101,23 +111,26 @@ def render_view(
     if edge.any():
         inner = [select(some, edge) for some in candidates]
         pixels = edge.nonzero()[:, 0]
-        for j in range(supersample):
-            for i in range(supersample):
-                offset = ((i + 0.5) / supersample, (j + 0.5) / supersample)
-                passes.append(
-                    pass_hits(
-                        pixels,
-                        width,
-                        offset,
-                        *first_hits(primitives, frames, inner, camera.size, offset, *maps),
-                    )
-                )
+        for offset in rotated_grid(supersample):
+            found = first_hits(primitives, frames, inner, camera.size, offset, *maps)
+            passes.append(pass_hits(pixels, width, offset, *found))
     hits = Hits(*(torch.cat([getattr(p, name) for p in passes]) for name in ("pixel", "u", "v", "depth", "surface")))
+    rays = torch.bincount(hits.pixel, minlength=width * height).clamp_min(1)
+    if world.backdrop is not None:
+        solid = (hits.surface < 2 * (len(primitives) - 1)).nonzero()[:, 0]  # the enclosure comes last
+        hits = Hits(*(getattr(hits, name)[solid] for name in ("pixel", "u", "v", "depth", "surface")))
     colour = shade(primitives, world.appearance, camera, hits)
     total = torch.zeros(width * height, 3, device=colour.device).index_add_(0, hits.pixel, tone(colour))
-    count = torch.zeros(width * height, device=colour.device).index_add_(0, hits.pixel, torch.ones_like(hits.u))
+    count = torch.bincount(hits.pixel, minlength=width * height)
     image = (total / count.clamp_min(1)[:, None]).T.reshape(3, height, width)
-    return image, depth.reshape(height, width)
+    coverage = torch.ones_like(depth) if world.backdrop is None else count / rays
+    return image, depth.reshape(height, width), coverage.reshape(height, width)
+
+
+def rotated_grid(n: int) -> list[tuple[float, float]]:
+    """n^2 positions in the unit square, no two in one row or column: edges of any slope get n^2 shades."""
+    steps = [(i, j) for j in range(n) for i in range(n)]
+    return [((i + (j + 0.5) / n) / n, (j + (n - i - 0.5) / n) / n) for i, j in steps]
 
 
 def pass_hits(pixels: Tensor, width: int, offset: tuple[float, float], depth: Tensor, surface: Tensor) -> Hits:
@@ -133,64 +146,21 @@ def tone(radiance: Tensor) -> Tensor:
     return radiance * (1 + radiance / 9) / (1 + radiance)
 
 
-def develop(images: Float[Tensor, "view 3 height width"], rng: random.Random) -> Float[Tensor, "view 3 height width"]:
-    """Expose all views alike (mid grey of the scene at a random level) and encode for display (gamma 2.2)."""
-    luminance = images.mean(1).flatten()
-    luminance = luminance[:: max(len(luminance) // 20000, 1)].sort().values
-    middle, bright = float(luminance[len(luminance) // 2]), float(luminance[int(0.97 * len(luminance))])
-    by_middle = loguniform(rng, 0.07, 0.26) / max(middle, 1e-4)
-    by_highlights = rng.uniform(0.6, 1.1) / max(bright, 1e-4)
-    # Before a white backdrop the median is the backdrop: only the highlights count then.
-    gain = by_highlights if middle > 0.7 * bright else min(by_middle, by_highlights)
-    exposed = images * gain
-    # A shoulder above 0.8 keeps bright regions from clipping hard.
-    rolled = torch.where(exposed > 0.6, 0.6 + 0.4 * torch.tanh((exposed - 0.6) / 0.4), exposed)
-    encoded = rolled.clamp(0, 1) ** (1 / 2.2)
-    # The S-curve of camera pictures: contrast by ``steepness`` about mid grey.
-    steepness = rng.uniform(0.9, 1.7)
-    up, down = encoded**steepness, (1 - encoded) ** steepness
-    return up / (up + down)
-
-
-def photograph(
-    images: Float[Tensor, "view 3 height width"],
-    strength: float,
-    rng: random.Random,
-    generator: torch.Generator,
-) -> Float[Tensor, "view 3 height width"]:
-    """What cameras do to photos of one scene: exposure and white balance drift, lens blur, sensor noise."""
-    count = len(images)
-    scene_drift = strength * rng.choice([0.0, 0.0, 0.008, 0.02])
-    exposure = torch.exp(scene_drift * torch.randn(count, 1, 1, 1, generator=generator))
-    balance = torch.exp(0.4 * scene_drift * torch.randn(count, 3, 1, 1, generator=generator))
-    images = images * (exposure * balance).to(images.device)
-    sigma = strength * rng.uniform(0.0, 0.6)
-    if sigma > 0.15:
-        images = blur(images, sigma)
-    level = strength * loguniform(rng, 0.001, 0.012)
-    return (images + level * torch.randn(images.shape, generator=generator).to(images.device)).clamp(0, 1)
-
-
-def blur(images: Float[Tensor, "view 3 height width"], sigma: float) -> Float[Tensor, "view 3 height width"]:
-    """Three-tap Gaussian blur; ``sigma`` in pixels, below about 0.8."""
-    side = math.exp(-0.5 / sigma**2)
-    for axis in (2, 3):
-        last = images.shape[axis] - 1
-        first_row, last_row = images.narrow(axis, 0, 1), images.narrow(axis, last, 1)
-        before = torch.cat([first_row, images.narrow(axis, 0, last)], axis)
-        after = torch.cat([images.narrow(axis, 1, last), last_row], axis)
-        images = (images + side * (before + after)) / (1 + 2 * side)
-    return images
-
-
 def depth_ranges(
-    depth: Float[Tensor, "view height width"], rng: random.Random
+    depth: Float[Tensor, "view height width"], content_far: float, rng: random.Random
 ) -> tuple[Float[Tensor, "view"], Float[Tensor, "view"]]:
-    """Near and far: each view's own range with random slack, or one for all (0.8 min, 1.2 max: LLFF)."""
+    """Near and far: each view's own range with random slack, or one for all (0.8 min, 1.2 max: LLFF).
+
+    Seven times in ten the range ends with the content (``content_far``): the sky or backdrop behind is then
+    beyond far, as it is where ranges come from reconstructed points.
+    """
     low, high = depth.flatten(1).amin(1), depth.flatten(1).amax(1)
+    if rng.random() < 0.7:
+        high = high.clamp_max(content_far)
+        low = torch.minimum(low, 0.7 * high)
     if rng.random() < 0.3:
         return 0.8 * low.min().expand(len(low)).clone(), 1.2 * high.max().expand(len(high)).clone()
-    return low * rng.uniform(0.6, 0.98), high * rng.uniform(1.02, 1.6)
+    return low * loguniform(rng, 0.5, 0.98), high * loguniform(rng, 1.02, 1.8)
 
 
 @torch.no_grad()
@@ -206,12 +176,18 @@ def generate_scene(seed: int, config: ProceduralConfig, device: torch.device | s
     rig = draw_rig(config.rig, config.size, config.num_views, rng)
     world = cast_shadows(to_device(draw_world(rig, complexity, rng, generator), device))
     rendered = [render_view(world, move_camera(c, device), config.supersample) for c in rig.cameras]
-    images = develop(torch.stack([image for image, _ in rendered]), rng)
+    radiance, depth, coverage = (torch.stack(images) for images in zip(*rendered, strict=True))
+    images = develop(radiance, coverage, rng)
     if config.photo > 0:
+        # A cut-out rendering has a perfectly even backdrop: only compression comes after it.
         images = photograph(images, config.photo, rng, generator)
+    if world.backdrop is not None:
+        images = composite(images, coverage, world.backdrop)
+    if config.photo > 0:
+        images = compress(images, config.photo, rng)
     scale = loguniform(rng, 0.1, 100.0)
-    depth = torch.stack([d for _, d in rendered]) * scale
-    near, far = depth_ranges(depth, rng)
+    depth = depth * scale
+    near, far = depth_ranges(depth, world.content_far * scale, rng)
     c2w = torch.stack([c.c2w for c in rig.cameras])
     turn = torch.eye(4)
     turn[:3, :3] = torch.tensor(random_rotation(rng), dtype=torch.float32)

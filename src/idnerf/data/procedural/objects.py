@@ -339,6 +339,7 @@ def add_beams(builder: SceneBuilder, center: np.ndarray, size: float) -> None:
     along = np.array([1.0, rng.choice([0.0, 0.0, rng.gauss(0, 0.6)]), rng.gauss(0, 0.5)])
     along /= np.linalg.norm(along)
     apart = np.cross(along, np.array([0.0, 0.0, 1.0]))
+    apart /= np.linalg.norm(apart)
     rotation = np.stack([apart, np.cross(along, apart), along], 1)
     thick, count, reach = size * rng.uniform(0.02, 0.09), rng.randint(2, 6), size * rng.uniform(1.0, 3.0)
     for k in range(count):
@@ -366,78 +367,3 @@ def add_facade(builder: SceneBuilder, center: np.ndarray, size: float) -> None:
             where = center + x * half[0] * u * 0.92 + UP * half[1] * v * 0.85 + z * half[2]
             builder.add_body(where, rotation, window, BOX, frame)
             builder.add_body(where, rotation, window * np.array([0.8, 0.85, 1.15]), BOX, pane)
-
-
-OBJECTS = (
-    add_solid,
-    add_hollow,
-    add_relief_object,
-    add_wire,
-    add_plant,
-    add_rosette,
-    add_flower,
-    add_skeleton,
-    add_fence,
-    add_stack,
-    add_table,
-    add_pebbles,
-    add_panel,
-    add_litter,
-    add_column,
-    add_beams,
-    add_facade,
-    add_foliage,
-)
-SIMPLE_OBJECTS = {add_solid: 2.0, add_hollow: 0.5, add_panel: 1.0, add_stack: 0.7, add_relief_object: 0.2}
-"""Object makers with how often they are drawn at complexity 0."""
-
-THEMES = {
-    "anything": dict.fromkeys(OBJECTS, 1.0),
-    "thicket": {
-        add_plant: 3.0,
-        add_rosette: 3.0,
-        add_flower: 1.2,
-        add_litter: 1.5,
-        add_foliage: 1.5,
-        add_column: 0.4,
-        add_wire: 0.4,
-        add_pebbles: 0.2,
-        add_relief_object: 0.3,
-    },
-    "museum": {
-        add_skeleton: 1.6,
-        add_hollow: 1.0,
-        add_panel: 1.5,
-        add_fence: 1.2,
-        add_column: 1.2,
-        add_beams: 1.2,
-        add_table: 1.0,
-        add_stack: 0.7,
-        add_wire: 0.8,
-        add_relief_object: 1.0,
-        add_solid: 0.5,
-    },
-    "workshop": {
-        add_solid: 2.0,
-        add_hollow: 2.0,
-        add_stack: 1.5,
-        add_pebbles: 1.2,
-        add_wire: 1.0,
-        add_table: 1.0,
-        add_panel: 1.0,
-        add_beams: 0.6,
-    },
-    "street": {
-        add_facade: 2.0,
-        add_fence: 1.2,
-        add_plant: 1.0,
-        add_column: 1.0,
-        add_panel: 0.8,
-        add_beams: 0.5,
-        add_solid: 0.7,
-        add_relief_object: 0.6,
-        add_litter: 0.4,
-        add_foliage: 0.8,
-    },
-}
-"""Object makers with how often they are drawn at complexity 1, by the kind of place."""

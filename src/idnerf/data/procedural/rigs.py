@@ -78,10 +78,15 @@ def jittered_grid(count: int, rng: random.Random) -> list[tuple[float, float]]:
 
 
 def forward_rig(size: tuple[int, int], count: int, rng: random.Random) -> Rig:
-    """Cameras on a wobbly patch of a plane, all facing a scene between depth 1 and ``far``."""
-    tan_x = math.tan(math.radians(rng.uniform(40, 75)) / 2)
+    """Cameras on a wobbly patch of a plane, all facing a scene between depth 1 and ``far``.
+
+    Images are crops of larger ones with 40 to 75 degrees of view, so that disparities in pixels match theirs.
+    """
+    whole = math.tan(math.radians(rng.uniform(40, 75)) / 2)
+    tan_x = max(whole / loguniform(rng, 1.0, 2.8), math.tan(math.radians(24) / 2))
     far = loguniform(rng, 1.8, 15.0)
-    baseline = loguniform(rng, 0.03, 0.25)
+    # Neighbours share most of what they see, also in narrow crops.
+    baseline = loguniform(rng, 0.03, min(0.25, 0.6 * tan_x))
     focus = loguniform(rng, min(1.5, 0.9 * far), far)
     cameras = []
     for x, y in jittered_grid(count, rng):
@@ -94,23 +99,31 @@ def forward_rig(size: tuple[int, int], count: int, rng: random.Random) -> Rig:
 
 
 def inward_rig(size: tuple[int, int], count: int, rng: random.Random) -> Rig:
-    """Cameras on the cap of a sphere around an object group of radius 1 at the origin."""
+    """Cameras on the cap of a sphere around an object group of radius 1 at the origin.
+
+    Half of the rigs see a crop: the objects exceed the frame, as in a part of a larger image.
+    """
     tan_x = math.tan(math.radians(rng.uniform(25, 60)) / 2)
     tan_y = tan_x * size[1] / size[0]
     distance = 1 / math.sin(math.atan(min(tan_x, tan_y))) * rng.uniform(0.75, 1.25)
     distance = max(distance, 1.9)
+    crop = loguniform(rng, 0.4, 1.0) if rng.random() < 0.5 else 1.0
+    tan_x, tan_y = tan_x * crop, tan_y * crop
     positions = jittered_grid(count, rng)
     reach = max(math.hypot(x, y) for x, y in positions)
-    spacing = min(math.radians(loguniform(rng, 5.0, 40.0)), math.radians(30) / max(reach, 1e-6))
+    # ``reach`` is half of the largest angle between two views: 60 degrees, up to 90 in one rig of six.
+    widest = math.radians(45 if rng.random() < 1 / 6 else 30)
+    spacing = min(math.radians(loguniform(rng, 5.0, 40.0)), widest / max(reach, 1e-6))
     azimuth, elevation = rng.uniform(0, 2 * math.pi), math.radians(rng.uniform(8, 50))
-    aim = np.array([rng.gauss(0, 0.08), rng.gauss(0, 0.08), rng.gauss(0, 0.08)])
+    astray = 0.08 + 0.25 * (1 - crop)
+    aim = np.array([rng.gauss(0, astray), rng.gauss(0, astray), rng.gauss(0, astray)])
     cameras = []
     for x, y in positions:
         e = min(max(elevation + y * spacing, math.radians(2)), math.radians(80))
         a = azimuth + x * spacing / max(math.cos(elevation), 0.5)
         outward = np.array([math.cos(e) * math.sin(a), -math.sin(e), math.cos(e) * math.cos(a)])
         position = outward * distance * math.exp(rng.gauss(0, 0.03))
-        target = aim + np.array([rng.gauss(0, 0.03), rng.gauss(0, 0.03), rng.gauss(0, 0.03)])
+        target = aim + crop * np.array([rng.gauss(0, 0.03), rng.gauss(0, 0.03), rng.gauss(0, 0.03)])
         cameras.append(Pinhole(look_at(position, target, rng.gauss(0, 0.02)), intrinsics(size, tan_x, rng), size))
     return Rig("inward", tuple(cameras), distance - 1.0, distance + 1.0, tan_x, tan_y, spacing * distance)
 

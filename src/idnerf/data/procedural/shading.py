@@ -22,7 +22,7 @@ from idnerf.geometry.cameras import invert_rigid
 
 MATERIAL_FIELDS = (
     "texture", "detail", "scale", "detail_scale", "detail_strength", "cos", "sin", "offset_u", "offset_v",
-    "red", "green", "blue", "gloss", "shininess", "bump", "emission", "unit_uv", "translucency",
+    "red", "green", "blue", "gloss", "shininess", "bump", "emission", "unit_uv", "translucency", "mirror",
 )  # fmt: skip
 """Columns of the material table.
 
@@ -30,7 +30,7 @@ texture, detail: atlas indices; scale, detail_scale: tiles per scene unit; detai
 texture modulates the first; cos, sin, offset_u, offset_v: rotation and shift of the texture; red, green,
 blue: tint; gloss, shininess: Blinn-Phong; bump: slope of the relief; emission: share of light of its own
 (backdrops); unit_uv: 1 maps the texture once over a sheet; translucency: share of light that comes through
-from behind.
+from behind; mirror: share of the surroundings that is reflected.
 """
 COLUMN = {name: i for i, name in enumerate(MATERIAL_FIELDS)}
 
@@ -60,6 +60,7 @@ class Appearance:
     Attributes:
         ambient: (constant; gradient along x, y, z) of the ambient light as a function of the normal.
         sky: depth maps from several sides; a point hidden from them gets less ambient light.
+        environment: atlas index of the texture that stands for the surroundings in reflections.
     """
 
     atlas: Atlas
@@ -68,6 +69,7 @@ class Appearance:
     ambient: Float[Tensor, "4 3"]
     sky: tuple[ShadowMap, ...]
     reliefs: Float[Tensor, "relief size size"]
+    environment: int = 0
 
 
 def shade(
@@ -191,6 +193,7 @@ def light_surface(
     mirrored = 2 * cosine * bumped - to_viewer
     surroundings = (ambient[0][:, None] + 2.5 * ambient[1:].T @ mirrored).clamp_min(0.0)
     highlight = surroundings * (gloss * open_sky * (0.3 + 2.0 * (1 - cosine) ** 5))
+    highlight = highlight + reflection(appearance, mirrored, cosine, material[COLUMN["mirror"]] * open_sky)
     thin = kind == SHEET
     for light in appearance.lights:
         offset = light.position[:, None] - points
@@ -210,6 +213,30 @@ def light_surface(
         irradiance = irradiance + light.colour[:, None] * received
         highlight = highlight + light.colour[:, None] * (gloss * lobe * fresnel * strength * (cosine > 0))
     return albedo * (emission + (1 - emission) * irradiance) + highlight
+
+
+REFLECTION_LEVEL = 2.5
+"""Mip level at which reflections look the surroundings up: coarse, so that small curved things do not sparkle."""
+
+
+def reflection(
+    appearance: Appearance,
+    mirrored: Float[Tensor, "3 hit"],
+    cosine: Float[Tensor, "hit"],
+    strength: Float[Tensor, "hit"],
+) -> Float[Tensor, "3 hit"]:
+    """Light from the surroundings by mirrored direction, as if infinitely far away; more at grazing angles."""
+    result = torch.zeros_like(mirrored)
+    index = (strength > 0).nonzero()[:, 0]
+    if len(index) == 0:
+        return result
+    x, y, z = mirrored[:, index].unbind(0)
+    u, v = torch.atan2(x, z) / (2 * math.pi), 0.5 * y
+    texture = torch.full_like(index, appearance.environment)
+    colour = sample_atlas(appearance.atlas, texture, u, v, torch.full_like(u, REFLECTION_LEVEL))[:, :3].T
+    bright = appearance.ambient[0][:, None] * (1.5 - 1.5 * y)  # up is -y: more light from above
+    fresnel = strength[index] * (0.2 + 0.8 * (1 - cosine[index]) ** 5)
+    return result.index_copy(1, index, 2.0 * colour * bright * fresnel)
 
 
 def lit_fraction(

@@ -221,7 +221,7 @@ def speckle_texture(size: int, rng: random.Random, generator: torch.Generator) -
 
 def glyph_texture(size: int, rng: random.Random, generator: torch.Generator) -> tuple[Colours, Image]:
     """Rows of made-up letters: random 5x7 bitmaps, words and margins."""
-    rows = rng.choice([4, 6, 8, 12])
+    rows = rng.choice([4, 6, 8, 12, 18, 22])
     columns = int(rows * rng.uniform(1.2, 2.0))
     bitmaps = (torch.rand(rows * columns, 7, 5, generator=generator) < 0.55).float()
     spaces = torch.rand(rows * columns, generator=generator) < 0.18
@@ -233,6 +233,8 @@ def glyph_texture(size: int, rng: random.Random, generator: torch.Generator) -> 
     inside = (gx >= 0) & (gx < 5) & (gy >= 0) & (gy < 7)
     ink = bitmaps[glyph, gy.clamp(0, 6), gx.clamp(0, 4)] * inside
     paper, colour = random_palette(rng, 3)[:2], random_palette(rng, 2, vivid=0.5)
+    if rng.random() < 0.5:  # black on white, or near it
+        paper, colour = 0.85 + 0.12 * paper, 0.25 * colour
     stain = fourier_noise(1, size, 1.6, generator)[0]
     ground = ramp(equalised(stain), 0.8 * paper[:1] + 0.2 * paper)
     return ground * (1 - ink[..., None]) + colour[0] * ink[..., None], 0.3 * ink
@@ -273,10 +275,34 @@ def petal_texture(size: int, rng: random.Random, generator: torch.Generator) -> 
 
 
 def plain_texture(size: int, rng: random.Random, generator: torch.Generator) -> tuple[Colours, Image]:
-    """Painted walls, plastic: almost no contrast."""
-    noise = fourier_noise(1, size, rng.uniform(1.0, 1.9), generator)[0]
+    """Painted walls, plastic: almost no contrast, sometimes with large stains."""
+    noise = fourier_noise(2, size, rng.uniform(1.0, 1.9), generator)
     colour = torch.tensor(random_colour(rng, vivid=0.4))
-    return colour * (1 + rng.uniform(0.005, 0.05) * noise[..., None]), 0.1 * noise
+    stain = rng.choice([0.0, 0.0, rng.uniform(0.02, 0.12)]) * equalised(fourier_noise(1, size, 2.2, generator)[0])
+    return colour * (1 - stain + rng.uniform(0.003, 0.04) * noise[0])[..., None], 0.1 * noise[1]
+
+
+def white_texture(size: int, rng: random.Random, generator: torch.Generator) -> tuple[Colours, Image]:
+    """White with hardly any grain: takes the colour of the material's tint (paint, paper, enamel, plastic)."""
+    noise = fourier_noise(1, size, rng.uniform(0.8, 1.6), generator)[0]
+    return torch.full((size, size, 3), 0.92) * (1 + rng.uniform(0.0, 0.012) * noise[..., None]), 0.1 * noise
+
+
+def fur_texture(size: int, rng: random.Random, generator: torch.Generator) -> tuple[Colours, Image]:
+    """Strands: noise smeared along a smooth field of directions (line integral convolution, Cabral 1993)."""
+    noise = fourier_noise(1, size, rng.uniform(0.0, 0.5), generator)[0]
+    smooth = fourier_noise(2, size, 2.4, generator)
+    angle = rng.uniform(0, 2 * math.pi) + rng.uniform(0.1, 1.2) * smooth[0]
+    dx, dy = torch.cos(angle), torch.sin(angle)
+    v, u = torch.meshgrid(torch.arange(size) + 0.5, torch.arange(size) + 0.5, indexing="ij")
+    flat, strands = noise.reshape(-1), torch.zeros_like(noise)
+    for _ in range(rng.choice([8, 14, 20])):
+        strands = strands + flat[(v.long() % size) * size + u.long() % size]
+        u, v = u + dx, v + dy
+    strands = strands / strands.std().clamp_min(1e-6)
+    palette = random_palette(rng, 4)
+    shade = equalised(0.8 * smooth[1] + rng.uniform(0.2, 0.8) * strands)
+    return ramp(shade, palette) * (1 + rng.uniform(0.1, 0.3) * strands[..., None]), strands
 
 
 def collage_texture(size: int, rng: random.Random, generator: torch.Generator) -> tuple[Colours, Image]:
@@ -348,6 +374,8 @@ FAMILIES: dict[str, Family] = {
     "collage": collage_texture,
     "weave": weave_texture,
     "rust": rust_texture,
+    "white": white_texture,
+    "fur": fur_texture,
 }
 
 
