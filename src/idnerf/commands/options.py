@@ -51,6 +51,20 @@ def working_size(scene: Scene) -> tuple[int, int]:
     return max(16, round(width * share)), max(16, round(height * share))
 
 
+def posed(scene: Path) -> Path:
+    """The scene's folder; photos without poses are posed first, and the folder kept for them is returned."""
+    from idnerf.poses.kept import needs_poses, posed_scene
+
+    scene = scene.expanduser()
+    if not needs_poses(scene):
+        return scene
+    with progress_bar("finding poses") as update:
+        folder, report = posed_scene(scene, update=update)
+    lines = [f"poses found before are kept in {folder}"] if report is None else [f"{folder}:", *report.lines()]
+    print("\n".join(lines))
+    return folder
+
+
 def check_quality(quality: str) -> None:
     if quality not in ("full", "fast"):
         raise InputError(f"expected --quality full or fast, got {quality!r}")

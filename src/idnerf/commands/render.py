@@ -15,6 +15,7 @@ from idnerf.commands.options import (
     load_model,
     parse_size,
     parse_views,
+    posed,
     progress_bar,
     working_size,
 )
@@ -49,7 +50,8 @@ def render(
     """Render new views of a scene from a few of its photos.
 
     Args:
-        scene: folder of posed photos; its format is recognised (LLFF, transforms.json, Blender, COLMAP, DTU).
+        scene: folder of posed photos; its format is recognised (LLFF, transforms.json, Blender, COLMAP, DTU). A folder
+            of photos without poses is posed first (see `idnerf poses`), and the result kept in it as `.idnerf`.
         out: .png (one view), .mp4 or .gif (a camera path), or a folder (numbered PNGs).
         sources: view numbers to render from, such as 0,3,7. Default: the nearest ones.
         num_sources: how many source views where --sources is not given.
@@ -75,7 +77,7 @@ def render(
     check_writable(out)
     wanted_size = parse_size(size)
     where = choose_device(device)
-    loaded = load_scene(scene, scan=scan, light=light)
+    loaded = load_scene(posed(scene), scan=scan, light=light)
     loaded = loaded.resized(wanted_size or working_size(loaded))
     cameras, chosen = choose_views(loaded, target, parse_views(sources, "--sources"), num_sources)
     source_cameras = loaded.cameras[list(chosen)]
