@@ -36,7 +36,7 @@ def main(scenes: int = 10, device: Literal["cpu", "cuda"] = "cpu", threads: int 
     """
     torch.set_num_threads(threads)
     print("| size | complexity | views/s | s per scene of 6 (mean) | (slowest) |\n|---|---|---|---|---|")
-    for size in ((160, 120), (256, 192), (320, 256)):
+    for size in ((160, 120), (288, 208), (320, 256)):
         for complexity in ((0.0, 1.0), (0.2, 0.2), (1.0, 1.0)):
             seconds = seconds_per_scene(ProceduralConfig(size=size, complexity=complexity), scenes, device)
             mean = statistics.mean(seconds)

@@ -10,17 +10,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from idnerf.data.procedural.atlas import build_atlas
 from idnerf.data.procedural.assemblies import add_big_leaves, add_cables
+from idnerf.data.procedural.atlas import build_atlas
 from idnerf.data.procedural.builder import BOX, CYLINDER, SceneBuilder, upright_rotation
 from idnerf.data.procedural.masks import outline_bank, relief_bank
-from idnerf.data.procedural.themes import SIMPLE_OBJECTS, THEMES
 from idnerf.data.procedural.objects import add_beams, add_column, add_fence, add_wire
 from idnerf.data.procedural.primitives import Primitives
 from idnerf.data.procedural.raster import Pinhole
 from idnerf.data.procedural.rigs import Rig, loguniform, look_at
 from idnerf.data.procedural.shading import Appearance, Light
 from idnerf.data.procedural.textures import FAMILIES, random_colour, texture_bank
+from idnerf.data.procedural.themes import SIMPLE_OBJECTS, THEMES
 
 TEXTURE_SIZE = 256
 MAP_SIZE = 128
