@@ -1,5 +1,6 @@
 """Tiny networks and exact scenes of one textured plane: what the tests of the model and of the training share."""
 
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -43,6 +44,13 @@ TINY_MODELS = {
     "cascade": ModelConfig(configuration="cascade", cascade=TINY_CASCADE),
     "paper": ModelConfig(configuration="paper", paper=TINY_PAPER),
 }
+
+
+def with_latent(configuration: str, query: str) -> ModelConfig:
+    """The tiny model with view refinement, and a latent unless ``query`` is none."""
+    tiny = TINY_MODELS[configuration]
+    own = replace(getattr(tiny, configuration), view_refinement=True, latent_query=query)
+    return replace(tiny, **{configuration: own})
 
 
 Module = TypeVar("Module", bound=nn.Module)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from idnerf.errors import InputError
 from idnerf.models.latent import TargetLatent
-from idnerf.priors.prior import Condition, Prior, PriorConfig, guided_noise, load_prior, unet_latent
+from idnerf.priors.prior import Condition, Prior, PriorConfig, guided_noise, unet_latent
 from idnerf.types import Views
 
 Weighting = Literal["id-nerf", "dreamfusion", "clean", "uniform"]
@@ -64,16 +64,11 @@ class ScoreDistillation:
 
     Args:
         config: with ``sds_weight`` above 0.
-        prior: None loads the one that ``config`` names.
+        prior: the one that ``config`` names, on the latents' device.
     """
 
-    def __init__(self, config: GuidanceConfig, prior: Prior | None = None) -> None:
-        self.config = config
-        self.prior = load_prior(config.prior) if prior is None else prior
-
-    def to(self, device: torch.device | str) -> "ScoreDistillation":
-        self.prior = self.prior.to(device)
-        return self
+    def __init__(self, config: GuidanceConfig, prior: Prior) -> None:
+        self.config, self.prior = config, prior
 
     def __call__(
         self, latent: TargetLatent, source: Views, progress: float, generator: torch.Generator

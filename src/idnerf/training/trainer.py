@@ -23,6 +23,7 @@ from idnerf.errors import InputError
 from idnerf.models.idnerf import IDNeRF, ModelConfig, config_to_json
 from idnerf.models.paper import PaperModel
 from idnerf.models.published import initialise_encoder
+from idnerf.priors.prior import load_prior
 from idnerf.training.examples import Example, SceneProvider, StepDataset, seeded
 from idnerf.training.losses import psnr_of_mse
 from idnerf.training.objectives import LossConfig, objective
@@ -252,7 +253,7 @@ def start_guidance(config: TrainerConfig, model: IDNeRF, device: torch.device | 
             f"--guidance.sds-weight {config.guidance.sds_weight}: expected a model with a target-view latent; add "
             f"--model.{name}.view-refinement --model.{name}.latent-query pixel"
         )
-    return ScoreDistillation(config.guidance).to(device)
+    return ScoreDistillation(config.guidance, load_prior(config.guidance.prior, device))
 
 
 class Objectives(torch.nn.Module):
