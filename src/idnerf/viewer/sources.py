@@ -1,0 +1,91 @@
+"""Which photos a free camera is rendered from, at which depths, and how much of its picture they see."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from idnerf.geometry.projection import project, visible
+from idnerf.geometry.rays import unproject
+from idnerf.types import Cameras
+
+FACING = 0.5
+"""Sources should look the target's way within 60 degrees: cosine of the angle between the optical axes."""
+
+STICKY = 0.85
+"""A new choice must be this much nearer (sum of distances) than the one in use: each change costs an encoding."""
+
+NEAREST_SHARE = 0.25
+"""A camera that has moved forward keeps at least this share of the sources' near."""
+
+
+def choose_sources(
+    cameras: Cameras,
+    target: Cameras,
+    count: int,
+    *,
+    left_out: int | None = None,
+    previous: Sequence[int] | None = None,
+) -> tuple[int, ...]:
+    """Indices of the ``count`` nearest cameras (centres, L1) that look the target's way, nearest first.
+
+    Views that look elsewhere are taken only when too few do not. The previous choice stays while it is nearly as near.
+
+    Args:
+        cameras: [view] the scene's cameras.
+        target: one camera, no batch axis.
+        left_out: a view that is never chosen.
+        previous: the choice in use.
+    """
+    distances = (cameras.centers - target.centers).abs().sum(-1)
+    facing = cameras.c2w[:, :3, 2] @ target.c2w[:3, 2] > FACING
+    allowed = [i for i in range(len(cameras)) if i != left_out]
+    order = sorted(allowed, key=lambda i: (not bool(facing[i]), float(distances[i]), i))
+    best = tuple(order[:count])
+    if previous is not None and len(previous) == len(best) and set(previous) <= set(allowed):
+        same_facing = int(facing[list(previous)].sum()) == int(facing[list(best)].sum())
+        ratio = float(distances[list(best)].sum()) / max(float(distances[list(previous)].sum()), 1e-12)
+        if set(previous) == set(best) or (same_facing and ratio > STICKY):
+            return tuple(previous)
+    return best
+
+
+def depth_range(sources: Cameras, c2w: Float[Tensor, "4 4"]) -> tuple[float, float]:
+    """near, far (z, scene units) of a free camera: its sources' range, shifted by how far it stands behind each.
+
+    A camera that steps back d from its sources has everything d further away. In the plane of the sources this is
+    their smallest near and largest far.
+    """
+    behind = (sources.centers - c2w[:3, 3]) @ c2w[:3, 2]
+    near = torch.maximum(sources.near + behind, NEAREST_SHARE * sources.near).min()
+    far = (sources.far + behind).max()
+    return float(near), max(float(far), 2 * float(near))
+
+
+@dataclass(frozen=True)
+class Support:
+    """What the sources know of each rendered surface point; occlusion is not considered.
+
+    Attributes:
+        seen: how many sources have it in front of them and inside their photo.
+        angle: degrees between the ray of the picture and the nearest one of a source that sees it; 180 where none does.
+    """
+
+    seen: Float[Tensor, "height width"]
+    angle: Float[Tensor, "height width"]
+
+
+def support(target: Cameras, depth: Float[Tensor, "height width"], sources: Cameras) -> Support:
+    """How well the sources (cameras [view]) see the surface that was rendered for the target (no batch axis)."""
+    points = unproject(target, depth).reshape(-1, 3)
+    pixels, z = project(points.expand(len(sources), -1, -1), sources)
+    inside = visible(pixels, z, sources.size)
+    to_target = F.normalize(target.centers - points, dim=-1)
+    to_sources = F.normalize(sources.centers[:, None] - points, dim=-1)
+    # from the chord between unit vectors: the arc cosine is coarse near 0
+    angle = torch.rad2deg(2 * torch.asin((to_sources - to_target).norm(dim=-1).clamp_max(2) / 2))
+    angle = torch.where(inside, angle, torch.full_like(angle, 180.0)).amin(0)
+    return Support(inside.float().sum(0).reshape(depth.shape), angle.reshape(depth.shape))

@@ -1,0 +1,133 @@
+"""The browser's world: the scene turned upright, centred on what the cameras look at, and brought to one scale.
+
+Orbit controls turn about the vertical and about one point, and move by steps of the distance to it. Scenes come with
+any up direction, origin and unit; a similarity brings them all to z up, the focus at the origin, three units away:
+
+    x_viewer = scale * rotation (x_scene - origin)
+
+viser's cameras have OpenCV axes as ours; a rotation travels as a unit quaternion (w, x, y, z).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from idnerf.geometry.trajectories import focus_depth
+from idnerf.types import Cameras
+
+FOCUS_DISTANCE = 3.0
+"""Median distance of the cameras from the focus, viewer units."""
+
+Vector = Float[np.ndarray, "3"]
+Quaternion = Float[np.ndarray, "4"]
+Pose = Float[np.ndarray, "4 4"]
+
+
+@dataclass(frozen=True)
+class WorldFrame:
+    """The similarity between the scene's world and the browser's (module docstring)."""
+
+    rotation: Float[np.ndarray, "3 3"]
+    origin: Vector
+    scale: float
+
+    def to_viewer(self, c2w: Pose) -> tuple[Quaternion, Vector]:
+        """Orientation and position in the browser's world."""
+        position = self.scale * self.rotation @ (c2w[:3, 3] - self.origin)
+        return quaternion_of(self.rotation @ c2w[:3, :3]), position
+
+    def to_scene(self, wxyz: Quaternion, position: Vector) -> Pose:
+        """Camera-to-world in the scene's world."""
+        c2w = np.eye(4)
+        c2w[:3, :3] = self.rotation.T @ rotation_of(wxyz)
+        c2w[:3, 3] = self.rotation.T @ position / self.scale + self.origin
+        return c2w
+
+    def orbit(self, c2w: Pose) -> tuple[Vector, Vector, Vector]:
+        """(position, look_at, up) in the browser's world, as orbit controls want a pose.
+
+        The point looked at is on the optical axis, where it passes the focus. ``up`` is the scene's vertical as far as
+        the pose allows: what it loses is the camera's roll, so the pose is kept and turning stays upright.
+        """
+        turned = self.rotation @ c2w[:3, :3]
+        right, down, forward = turned.T
+        position = self.scale * self.rotation @ (c2w[:3, 3] - self.origin)
+        ahead = max(float(-position @ forward), 0.3 * FOCUS_DISTANCE)
+        vertical = np.array([0.0, 0.0, 1.0])
+        up = vertical - (vertical @ right) * right
+        if -down @ up < 0.05:  # looking straight up or down, or upside down
+            up = -down
+        return position, position + ahead * forward, up / np.linalg.norm(up)
+
+
+def fit_world_frame(cameras: Cameras) -> WorldFrame:
+    """The frame of a scene's [view] cameras: up is their mean up, the focus where they look."""
+    c2w = cameras.c2w.double().cpu().numpy()
+    up = mean_direction(-c2w[:, :3, 1])
+    ahead = mean_direction(c2w[:, :3, 2])
+    sideways = np.cross(ahead, up)
+    if np.linalg.norm(sideways) < 1e-3:  # cameras that look straight down on average
+        sideways = c2w[0, :3, 0] - (c2w[0, :3, 0] @ up) * up
+    sideways = sideways / np.linalg.norm(sideways)
+    rotation = np.stack([sideways, np.cross(up, sideways), up])
+    focus = scene_focus(cameras)
+    distance = float(np.median(np.linalg.norm(c2w[:, :3, 3] - focus, axis=-1)))
+    return WorldFrame(rotation, focus, FOCUS_DISTANCE / max(distance, 1e-9))
+
+
+def mean_direction(directions: Float[np.ndarray, "view 3"]) -> Vector:
+    """Their normalised mean; the first one where they cancel out."""
+    mean = directions.mean(0)
+    length = np.linalg.norm(mean)
+    return mean / length if length > 0.05 else directions[0] / np.linalg.norm(directions[0])
+
+
+def scene_focus(cameras: Cameras) -> Vector:
+    """The point nearest to all optical axes, if most cameras have it in their depth range; else a point ahead.
+
+    Least squares over axes (c, f): sum (I - f f^T) (x - c) = 0. Unlike a camera path's focus it may lie anywhere among
+    the cameras: they may stand all around an object.
+    """
+    cameras = Cameras(cameras.c2w.double(), cameras.K.double(), cameras.size, cameras.near, cameras.far)
+    forward, centers = cameras.c2w[:, :3, 2], cameras.centers
+    across = torch.eye(3, dtype=torch.float64) - forward[:, :, None] * forward[:, None, :]
+    normal = across.sum(0)
+    if torch.linalg.eigvalsh(normal)[0] > 1e-4 * len(cameras):
+        point = torch.linalg.solve(normal, (across @ centers[:, :, None]).sum(0))[:, 0]
+        depth = ((point - centers) * forward).sum(-1)
+        if ((depth > cameras.near) & (depth < cameras.far)).double().mean() > 0.5:
+            return point.numpy()
+    ahead = torch.from_numpy(mean_direction(forward.numpy()))
+    return (centers.mean(0) + ahead * focus_depth(cameras)).numpy()
+
+
+def rotation_of(wxyz: Quaternion) -> Float[np.ndarray, "3 3"]:
+    """Rotation matrix of a quaternion (normalised here)."""
+    w, x, y, z = wxyz / np.linalg.norm(wxyz)
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+
+
+def quaternion_of(rotation: Float[np.ndarray, "3 3"]) -> Quaternion:
+    """Unit quaternion (w >= 0) of a rotation matrix: the eigenvector of Bar-Itzhack's 4x4 matrix (2000).
+
+    It is exact for rotations and the nearest one for matrices that rounding has bent.
+    """
+    (a, b, c), (d, e, f), (g, h, i) = rotation
+    matrix = np.array(
+        [
+            [a + e + i, h - f, c - g, d - b],
+            [h - f, a - e - i, b + d, c + g],
+            [c - g, b + d, e - a - i, f + h],
+            [d - b, c + g, f + h, i - a - e],
+        ]
+    )
+    wxyz = np.linalg.eigh(matrix)[1][:, -1]
+    return wxyz if wxyz[0] >= 0 else -wxyz
