@@ -30,8 +30,9 @@ MIN_POINTS = 30
 MAX_MEAN_ERROR_PX = 2.0
 """A model that reprojects worse is wrong."""
 
-TURNING_PX = 1.5
-"""Pairs that a turning camera explains within this many pixels (of the feature images) show no parallax."""
+TURNING_PX, TURNING_SHARE = 1.0, 0.0015
+"""Pairs that a turning camera explains within this many pixels, or this share of the longer side if that is more
+(unknown lens distortion grows with the picture), show no parallax."""
 
 OUTLIER_PX = 2.0
 """Observations that reproject worse are left out of the written model and of the depth range."""
@@ -80,9 +81,9 @@ class PosesReport:
             f"registered {len(self.registered)} of {count} photos; {self.points} points, reprojection error "
             f"{self.reprojection_error_px:.2f} px at {self.size[0]}x{self.size[1]}, median parallax "
             f"{self.parallax_degrees:.1f} degrees",
-            f"focal length {self.focal:.0f} px ({self.focal / max(self.size):.2f} x the longer side; {self.focal_start} "
-            f"to start from), lens distortion k1 {self.k1:+.3f}, near {self.near:.3g}, far {self.far:.3g}; "
-            f"{self.seconds:.0f} s",
+            f"focal length {self.focal:.0f} px ({self.focal / max(self.size):.2f} x the longer side; "
+            f"{self.focal_start} to start from), lens distortion k1 {self.k1:+.3f}, "
+            f"near {self.near:.3g}, far {self.far:.3g}; {self.seconds:.0f} s",
         ]
         if self.unregistered:
             lines.append(
@@ -95,8 +96,8 @@ class PosesReport:
 def estimate_poses(
     photos: str | Path,
     out: str | Path,
-    config: PosesConfig = PosesConfig(),
-    update: Update | None = None,  # noqa: B008
+    config: PosesConfig | None = None,
+    update: Update | None = None,
 ) -> PosesReport:
     """Pose a folder of photos and write the scene ``out``: images, transforms.json, sparse/0, poses.json.
 
@@ -111,11 +112,12 @@ def estimate_poses(
         InputError: no or bad photos, or photos that cannot be posed: the message says what to do.
     """
     photos, out = Path(photos).expanduser(), Path(out).expanduser()
+    config = config or PosesConfig()
     start = time.perf_counter()
     check_new(out)
     load_pycolmap()
     found = find_photos(photos, config.focal)
-    steps = Steps(update or (lambda done, total: None), 4 * len(found.paths))
+    steps = Steps(update or (lambda done, total: None), expected_steps(len(found.paths)))
     with tempfile.TemporaryDirectory(prefix="idnerf-poses-") as temporary:
         model = reconstruct(found, Path(temporary), config, steps.done)
     feature_error = float(model.errors().mean())
@@ -132,6 +134,11 @@ def estimate_poses(
             out.rmdir()
         os.rename(staging, out)
     return report
+
+
+def expected_steps(photos: int) -> int:
+    """Shrinking, finding features, matching, writing: one step a photo each."""
+    return 4 * photos
 
 
 class Steps:
@@ -177,9 +184,11 @@ def reconstruct(photos: PhotoSet, workspace: Path, config: PosesConfig, done: Ca
 
 def check_parallax(pairs: list[PairMatches], size: tuple[int, int]) -> None:
     """Raises InputError when turning on the spot explains every pair that matches well."""
+    threshold = max(TURNING_PX, TURNING_SHARE * max(size))
     enough = [pair for pair in pairs if len(pair.xy1) >= MIN_MATCHES]
-    residuals = [turning_residual(pair.xy1, pair.xy2, size) for pair in enough]
-    if residuals and max(residuals) < TURNING_PX:
+    # Pairs with few matches are usually those farthest apart: one of them settles it.
+    enough.sort(key=lambda pair: len(pair.xy1))
+    if enough and all(turning_residual(pair.xy1, pair.xy2, size) < threshold for pair in enough):
         raise InputError(
             "the photos show no parallax: they were taken from one place, the camera only turned (or the scene is too "
             "far away); step sideways by about a tenth of the distance between photos"

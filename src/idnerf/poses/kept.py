@@ -23,8 +23,8 @@ def needs_poses(path: Path) -> bool:
 
 def posed_scene(
     photos: Path,
-    config: PosesConfig = PosesConfig(),
-    update: Update | None = None,  # noqa: B008
+    config: PosesConfig | None = None,
+    update: Update | None = None,
 ) -> tuple[Path, PosesReport | None]:
     """A posed scene of a folder of photos: the kept one (no report), or a new one (with its report).
 
@@ -34,12 +34,14 @@ def posed_scene(
     Raises:
         InputError: see ``estimate_poses``.
     """
+    config = config or PosesConfig()
     fingerprint = fingerprint_of(photos, config)
     for folder in kept_folders(photos):
         mark = folder / FINGERPRINT_FILE
         if mark.is_file() and mark.read_text().strip() == fingerprint:
             return folder, None
-    folder = next(f for f in kept_folders(photos) if f == kept_folders(photos)[-1] or is_writable(f))
+    beside, cache = kept_folders(photos)
+    folder = beside if os.access(photos.resolve(), os.W_OK) else cache
     staging = folder.with_name(folder.name + ".new")
     shutil.rmtree(staging, ignore_errors=True)
     report = estimate_poses(photos, staging, config, update)
@@ -49,20 +51,12 @@ def posed_scene(
     return folder, report
 
 
-def kept_folders(photos: Path) -> list[Path]:
-    """Where the scene may be kept, best first."""
+def kept_folders(photos: Path) -> tuple[Path, Path]:
+    """Where the scene may be kept: beside the photos, and in the user's cache."""
     resolved = photos.resolve()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     digest = hashlib.sha256(str(resolved).encode()).hexdigest()[:12]
-    return [resolved / KEPT_FOLDER / resolved.name, cache / "idnerf" / "poses" / digest / resolved.name]
-
-
-def is_writable(folder: Path) -> bool:
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return False
-    return os.access(folder.parent, os.W_OK)
+    return resolved / KEPT_FOLDER / resolved.name, cache / "idnerf" / "poses" / digest / resolved.name
 
 
 def fingerprint_of(photos: Path, config: PosesConfig) -> str:

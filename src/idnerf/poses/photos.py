@@ -67,17 +67,15 @@ def find_photos(path: Path, focal: float | None = None) -> PhotoSet:
         raise InputError(
             f"{path} holds one photo ({files[0].name}): depth needs parallax; step sideways and take 2 or more others"
         )
-    sizes = {file: image_size(file) for file in files}
-    smallest = min(sizes.values(), key=lambda size: size[0] * size[1])
-    for file, size in sizes.items():
-        ratio = size[0] / size[1] / (smallest[0] / smallest[1])
-        if max(ratio, 1 / ratio) > SAME_ASPECT:
-            usual = max(sizes.values(), key=list(sizes.values()).count)
-            odd = next(f for f, s in sizes.items() if s != usual)
-            raise InputError(
-                f"photos of different shapes in {path}: most are {usual[0]}x{usual[1]}, {odd.name} is "
-                f"{sizes[odd][0]}x{sizes[odd][1]}; leave out the odd ones or crop all to one shape"
-            )
+    sizes = [image_size(file) for file in files]
+    usual = max(sizes, key=lambda size: sum(same_shape(size, other) for other in sizes))
+    odd = [number for number, size in enumerate(sizes) if not same_shape(size, usual)]
+    if odd:
+        raise InputError(
+            f"photos of different shapes in {path}: most are {usual[0]}x{usual[1]}, {files[odd[0]].name} is "
+            f"{sizes[odd[0]][0]}x{sizes[odd[0]][1]}; leave out the odd ones or crop all to one shape"
+        )
+    smallest = min(sizes, key=lambda size: size[0] * size[1])
     if focal is not None:
         return PhotoSet(tuple(files), smallest, focal, "given")
     from_exif = [exif_focal(file, smallest) for file in files]
@@ -86,6 +84,12 @@ def find_photos(path: Path, focal: float | None = None) -> PhotoSet:
     if len(known) == len(files) and max(known) < 1.05 * min(known):
         return PhotoSet(tuple(files), smallest, sum(known) / len(known), "EXIF")
     return PhotoSet(tuple(files), smallest, USUAL_FOCAL * max(smallest), "guessed")
+
+
+def same_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether the aspect ratios agree (within 1 %)."""
+    ratio = size[0] * other[1] / (size[1] * other[0])
+    return max(ratio, 1 / ratio) <= SAME_ASPECT
 
 
 def exif(path: Path) -> Image.Exif | None:
