@@ -38,7 +38,7 @@ class ClipImageEncoder:
         self.width = int(network.config.projection_dim)
 
     @torch.no_grad()
-    def embed(self, images: Float[Tensor, "image 3 height width"]) -> Float[Tensor, "image width"]:
+    def embed(self, images: Float[Tensor, "image 3 height width"]) -> Float[Tensor, "image embedding"]:
         """Projected embeddings (not normalised) of pictures in [0, 1], float32."""
         pixels = clip_pixels(images, self.size).to(self.network.dtype)
         return self.network(pixel_values=pixels).image_embeds.float()
@@ -88,10 +88,14 @@ def _load(kind: str, source: ModelSource, subfolder: str | None, dtype: torch.dt
     if source.folder is not None and subfolder is not None and not (source.folder / subfolder).is_dir():
         raise InputError(f"{source.folder} has no folder {subfolder!r}; expected a model in diffusers' format")
     options = {"subfolder": subfolder} if subfolder is not None else {}
+    log = classes.utils.logging
+    verbosity = log.get_verbosity()
+    log.set_verbosity_error()  # it would list the other tower's weights, which are not wanted
     try:
-        network = getattr(classes, kind).from_pretrained(
+        return getattr(classes, kind).from_pretrained(
             source.location, revision=source.revision or "main", dtype=dtype, **options
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise hub_error(source, subfolder or "the CLIP model", error) from error
-    return network
+    finally:
+        log.set_verbosity(verbosity)
