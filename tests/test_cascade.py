@@ -555,3 +555,28 @@ def test_angle_between_rays_is_that_of_the_directions_to_the_point(generator):
     chords = torch.stack([(F.normalize(points - c, dim=-1) - to_target).norm(dim=-1) for c in source.centers])
     angles = ray_angles(source[None], target, torch.full((1, 4, 6), 0.2))
     torch.testing.assert_close(angles[0].flatten(1), chords * 4, atol=2e-3, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_signal_neither_fades_nor_explodes_from_layer_to_layer():
+    torch.manual_seed(0)
+    cascade = Cascade(TINY_CASCADE).eval()
+    spreads, shares = {}, {}
+
+    def watch(name):
+        def note(layer, inputs, output):
+            if layer.weight.any():  # residual branches and heads that start at zero say nothing yet
+                spreads[name] = float(output.std())
+                shares[name] = float((inputs[0] > 0).float().mean())
+
+        return note
+
+    for name, layer in cascade.named_modules():
+        if isinstance(layer, torch.nn.Conv2d | torch.nn.Conv3d | torch.nn.Linear):
+            layer.register_forward_hook(watch(name))
+    example = tiny_example()
+    cascade.render_tile(cascade.encode(example.source[None]), example.target.cameras[None])
+    assert len(spreads) > 30
+    assert min(spreads.values()) > 0.05 and max(spreads.values()) < 20, spreads
+    deep = [share for name, share in shares.items() if "down" in name or "up" in name]
+    assert min(deep) > 0.1 and max(deep) < 0.9, shares

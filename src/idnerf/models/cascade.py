@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from idnerf.errors import InputError
 from idnerf.geometry.cameras import crop
+from idnerf.models.activation import start_at_unit_gain
 from idnerf.models.feature_pyramid import FeaturePyramid, PyramidFeatures
 from idnerf.models.fine_samples import FineOutput, FineSamples
 from idnerf.models.frustum_volume import DepthDistribution, FrustumVolume
@@ -136,6 +137,7 @@ class Cascade(nn.Module):
         self.samples = FineSamples(c.fine_channels, c.fine_groups, c.voxel_channels, c.token_width)
         self.blending = ViewBlending(c.fine_channels, c.token_width, c.blend_width)
         self.refinement = ImageRefinement(c.token_width, c.refinement_widths)
+        start_at_unit_gain(self)
         # last, so that at a given seed the parts above start alike with and without them
         self.view_refinement = (
             PixelRefinement(

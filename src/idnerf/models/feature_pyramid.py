@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from idnerf.models.activation import Activation, activate
 from idnerf.models.plane_conv import PlaneConv
 
 
@@ -36,7 +37,7 @@ class ResidualBlock(nn.Module):
         start_at_zero(self.conv2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.relu(self.conv1(F.relu(x))))
+        return x + self.conv2(activate(self.conv1(activate(x))))
 
 
 def normalize_groups(
@@ -98,7 +99,7 @@ class FeaturePyramid(nn.Module):
         self.lateral1 = nn.Conv2d(w2, w1, 1)
         self.up1 = ResidualBlock(w1)
         self.lateral0 = nn.Conv2d(w1, w0, 1)
-        self.fine_head = nn.Sequential(nn.ReLU(), nn.Conv2d(w0, fine_channels, 3, padding=1))
+        self.fine_head = nn.Sequential(Activation(), nn.Conv2d(w0, fine_channels, 3, padding=1))
 
     def forward(self, images: Float[Tensor, "batch view 3 height width"]) -> PyramidFeatures:
         batch, view = images.shape[:2]
@@ -119,15 +120,15 @@ class FeaturePyramid(nn.Module):
         x = F.pad(x, pad, mode="replicate") if any(pad) else x
         x = x.contiguous(memory_format=torch.channels_last)
         s0 = self.stem(x * 2 - 1)
-        s1 = self.down1(F.relu(s0))
-        s2 = self.down2(F.relu(s1))
-        s3 = self.down3(F.relu(s2))
-        s4 = self.down4(F.relu(s3))
-        s3 = self.up3(s3 + upsample2(self.lateral3(F.relu(s4))))
-        s2 = self.up2(s2 + upsample2(self.lateral2(F.relu(s3))))
-        coarse = self.coarse_head(F.relu(s2)).permute(0, 2, 3, 1)
-        s1 = self.up1(s1 + upsample2(self.lateral1(F.relu(s2))))
-        s0 = s0 + upsample2(self.lateral0(F.relu(s1)))
+        s1 = self.down1(activate(s0))
+        s2 = self.down2(activate(s1))
+        s3 = self.down3(activate(s2))
+        s4 = self.down4(activate(s3))
+        s3 = self.up3(s3 + upsample2(self.lateral3(activate(s4))))
+        s2 = self.up2(s2 + upsample2(self.lateral2(activate(s3))))
+        coarse = self.coarse_head(activate(s2)).permute(0, 2, 3, 1)
+        s1 = self.up1(s1 + upsample2(self.lateral1(activate(s2))))
+        s0 = s0 + upsample2(self.lateral0(activate(s1)))
         fine = self.fine_head(s0).permute(0, 2, 3, 1)
         fine = torch.cat([normalize_groups(fine, self.fine_groups), x.permute(0, 2, 3, 1)], -1)
         return normalize_groups(coarse, self.coarse_groups), fine

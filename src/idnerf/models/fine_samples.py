@@ -24,6 +24,7 @@ from idnerf.geometry.projection import (
     visible,
 )
 from idnerf.geometry.rays import pixel_centers
+from idnerf.models.activation import Activation, activate
 from idnerf.models.feature_pyramid import PyramidFeatures, start_at_zero
 from idnerf.models.frustum_volume import DepthDistribution, FrustumVolume
 from idnerf.models.view_matching import masked_mean, pair_similarity
@@ -115,7 +116,7 @@ class FineSamples(nn.Module):
         self.spatial_out = nn.Conv2d(width, width, 3, padding=1)
         start_at_zero(self.spatial_out)
         self.attention = SampleAttention(width)
-        self.density = nn.Sequential(nn.Linear(width, width // 2), nn.ReLU(), nn.Linear(width // 2, 1))
+        self.density = nn.Sequential(nn.Linear(width, width // 2), Activation(), nn.Linear(width // 2, 1))
         self.similarity_gain = nn.Parameter(torch.tensor(2.0))
 
     def forward(
@@ -259,7 +260,7 @@ class FineSamples(nn.Module):
     ) -> Float[Tensor, "batch sample ray channel"]:
         """Residual 3x3 convolutions over the tile, sample by sample (the i-th quantiles form a smooth sheet)."""
         image = tokens.flatten(0, 1).unflatten(1, size).permute(0, 3, 1, 2)  # channels last in memory
-        image = image + self.spatial_out(F.relu(self.spatial(F.relu(image))))
+        image = image + self.spatial_out(activate(self.spatial(activate(image))))
         return image.permute(0, 2, 3, 1).reshape(tokens.shape)
 
 

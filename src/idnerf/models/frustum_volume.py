@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from idnerf.geometry.projection import bilinear_lookup, frustum_homography, safe_depth, visible
 from idnerf.geometry.rays import pixel_centers
+from idnerf.models.activation import activate
 from idnerf.models.feature_pyramid import PyramidFeatures, ResidualBlock
 from idnerf.models.plane_conv import PlaneConv
 from idnerf.models.view_matching import masked_mean_and_variance, pair_similarity
@@ -53,10 +54,10 @@ class VolumeUNet(nn.Module):
         x = self.blocks[0](x)
         skips = [x]
         for down, block in zip(self.downs, list(self.blocks)[1:], strict=True):
-            x = block(down(F.relu(x)))
+            x = block(down(activate(x)))
             skips.append(x)
         for level in reversed(range(len(self.fuses))):
-            up = F.interpolate(self.laterals[level](F.relu(x)), size=skips[level].shape[2:], mode="nearest")
+            up = F.interpolate(self.laterals[level](activate(x)), size=skips[level].shape[2:], mode="nearest")
             x = self.fuses[level](skips[level] + up)
         return x
 
@@ -90,7 +91,7 @@ class FrustumVolume(nn.Module):
             embedded.append(self.embed(cues).unflatten(1, (-1, height4, width4)))
             similarity = cues[..., : self.groups].mean(-1)
             similarities.append(similarity.unflatten(1, (-1, height4, width4)))
-        x = self.head(F.relu(self.unet(torch.cat(embedded, 1).permute(0, 4, 1, 2, 3))))
+        x = self.head(activate(self.unet(torch.cat(embedded, 1).permute(0, 4, 1, 2, 3))))
         logits = x[:, 0] + self.similarity_gain * torch.cat(similarities, 1)
         return DepthDistribution(F.log_softmax(logits, dim=1), x[:, 1:])
 

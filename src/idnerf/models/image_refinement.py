@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from idnerf.models.activation import activate
 from idnerf.models.feature_pyramid import ResidualBlock, start_at_zero, upsample2
 from idnerf.models.fine_samples import FineOutput
 
@@ -53,11 +54,11 @@ class ImageRefinement(nn.Module):
         x = torch.cat([fine.tokens, blended * 2 - 1, maps], 1).contiguous(memory_format=torch.channels_last)
         x = self.stem(x) if added is None else self.stem(x) + added
         s0 = self.block0(x)
-        s1 = self.down1(F.relu(s0))
-        s2 = self.down2(F.relu(s1))
-        s1 = self.up1(s1 + upsample2(self.lateral1(F.relu(s2))))
-        s0 = self.up0(s0 + upsample2(self.lateral0(F.relu(s1))))
-        out = self.head(F.relu(s0))
+        s1 = self.down1(activate(s0))
+        s2 = self.down2(activate(s1))
+        s1 = self.up1(s1 + upsample2(self.lateral1(activate(s2))))
+        s0 = self.up0(s0 + upsample2(self.lateral0(activate(s1))))
+        out = self.head(activate(s0))
         return blended + out[:, :3], F.softplus(out[:, 3] - 2.5) + 1e-3
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from idnerf.geometry.rays import inverse_intrinsics, pixel_centers
+from idnerf.models.activation import activate
 from idnerf.models.fine_samples import FineOutput, softmax_of_few
 from idnerf.types import Cameras
 
@@ -47,8 +48,8 @@ class ViewBlending(nn.Module):
         cues = torch.cat([values - mean, visibility, angle[:, :, None]], 2).flatten(0, 1)
         hidden = self.from_view(cues.contiguous(memory_format=torch.channels_last)).unflatten(0, (batch, view))
         hidden = hidden + self.from_tokens(fine.tokens)[:, None]
-        hidden = F.relu(hidden if added is None else hidden + added).flatten(0, 1)
-        logits = self.head(F.relu(self.mix(hidden))).unflatten(0, (batch, view))
+        hidden = activate(hidden if added is None else hidden + added).flatten(0, 1)
+        logits = self.head(activate(self.mix(hidden))).unflatten(0, (batch, view))
         shares = softmax_of_few(logits + weight.log(), 1)
         rgb = (shares * fine.colours).sum(1)
         deviation = (shares * (fine.colours - rgb[:, None]).square()).sum((1, 2))
