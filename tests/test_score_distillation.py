@@ -422,3 +422,18 @@ def test_objective_hands_out_the_latent_that_was_rendered_with():
     assert result.latent is not None and result.latent.values.requires_grad
     plain = IDNeRF(TINY_MODELS["cascade"])
     assert objective(plain, batch, LossConfig(), seeded(0), rays_per_step=8, fast_share=0.0).latent is None
+
+
+def test_a_latent_is_added_to_trained_weights(tmp_path):
+    torch.manual_seed(4)
+    plain = IDNeRF(TINY_MODELS["cascade"])
+    plain.save(tmp_path / "plain.safetensors", half=False)
+    config = tiny_training(tmp_path / "run", init=str(tmp_path / "plain.safetensors"), extend=True)
+    model = trainer.start_model(config)
+    assert model.config == with_latent("cascade", "pixel")
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in plain.state_dict().items())
+    assert trainer.start_model(replace(config, extend=False)).config == TINY_MODELS["cascade"]
+    model.save(tmp_path / "latent.safetensors")
+    for weights, wanted in (("latent", TINY_MODELS["cascade"]), ("plain", with_latent("paper", "pixel"))):
+        with pytest.raises(InputError, match="cannot be extended"):
+            IDNeRF.extending(tmp_path / f"{weights}.safetensors", wanted)

@@ -62,7 +62,8 @@ PRESETS: dict[str, ProceduralTraining | DTUTraining] = {
     ),
     "idnerf-procedural": ProceduralTraining(
         TrainerConfig(
-            model=ID_NERF,
+            # our small prior knows pictures at 8 pixels a cell, whatever their size
+            model=replace(ID_NERF, paper=replace(ID_NERF.paper, latent_size=None)),
             guidance=GuidanceConfig(sds_weight=1.0, guidance_scale=3.0),
             optimizer=replace(PAPER_OPTIMIZER, encoder_lr=2e-4, decoder_lr=5e-4, ema_decay=0.999),
             out=Path("runs/idnerf-procedural"),

@@ -53,6 +53,15 @@ def ssim(
 
     Raises ``InputError`` when the image is smaller than the window.
     """
+    return ssim_map(prediction, truth, data_range).mean().item()
+
+
+def ssim_map(
+    prediction: Float[Tensor, "channel height width"],
+    truth: Float[Tensor, "channel height width"],
+    data_range: float = 1.0,
+) -> Float[Tensor, "window_rows window_columns"]:
+    """``ssim`` of every window, channel mean; a window's centre is half a window from its first row and column."""
     height, width = truth.shape[-2:]
     if min(height, width) < SSIM_WINDOW:
         raise InputError(
@@ -69,7 +78,7 @@ def ssim(
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
     luminance = (2 * mean_x * mean_y + c1) / (mean_x.square() + mean_y.square() + c1)
     structure = (2 * covariance + c2) / (variance_x + variance_y + c2)
-    return (luminance * structure).mean().item()
+    return (luminance * structure).mean(0)
 
 
 def depth_errors(

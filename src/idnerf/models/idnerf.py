@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from idnerf.checkpoint import locate_weights, parameters_from_half, read_tensors, write_tensors
 from idnerf.errors import InputError
@@ -62,11 +62,8 @@ class IDNeRF(nn.Module):
         Raises:
             InputError: nothing there, not our format, truncated, or the tensors do not fit the configuration.
         """
-        path = locate_weights(weights)
-        tensors, metadata = read_tensors(path)
-        if "config" not in metadata:
-            raise InputError(f"{path} holds no model configuration; expected weights written by `idnerf train`")
-        model = cls(config_from_json(metadata["config"]))
+        path, tensors, config = read_weights(weights)
+        model = cls(config)
         expected = model.state_dict()
         wrong = [k for k in expected if k not in tensors or tensors[k].shape != expected[k].shape]
         unknown = [k for k in tensors if k not in expected]
@@ -77,6 +74,28 @@ class IDNeRF(nn.Module):
             )
         model.load_state_dict(parameters_from_half(tensors))
         return model.eval()
+
+    @classmethod
+    def extending(cls, weights: str | Path, config: ModelConfig) -> "IDNeRF":
+        """A model of ``config`` that starts from ``weights``; view refinement and latent that they lack start afresh.
+
+        Raises:
+            InputError: the weights hold what ``config`` lacks, or lack more than that.
+        """
+        path, tensors, _ = read_weights(weights)
+        model = cls(config)
+        expected = model.state_dict()
+        fits = {name: tensor for name, tensor in tensors.items() if name in expected}
+        unknown = [k for k in tensors if k not in expected or tensors[k].shape != expected[k].shape]
+        new = ("core.latent.", "core.view_refinement.")
+        missing = [k for k in expected if k not in tensors and not k.startswith(new)]
+        if unknown or missing:
+            raise InputError(
+                f"{path} cannot be extended to these model options: {(unknown or missing)[0]} differs; only view "
+                "refinement and latent of the cascade can be added to trained weights"
+            )
+        model.load_state_dict(parameters_from_half(fits), strict=False)
+        return model
 
     def save(self, path: str | Path, *, half: bool = True, **metadata: Any) -> None:
         """Write weights and configuration as safetensors, in half precision unless ``half=False``."""
@@ -124,6 +143,15 @@ class IDNeRF(nn.Module):
             source, target = source[None], target[None]
         output = self.render_target(self.encode(source), target, quality=quality)
         return output.map(lambda x: x[0]) if single else output
+
+
+def read_weights(weights: str | Path) -> tuple[Path, dict[str, Tensor], ModelConfig]:
+    """File, tensors and configuration of ``weights`` (see ``IDNeRF.from_pretrained``)."""
+    path = locate_weights(weights)
+    tensors, metadata = read_tensors(path)
+    if "config" not in metadata:
+        raise InputError(f"{path} holds no model configuration; expected weights written by `idnerf train`")
+    return path, tensors, config_from_json(metadata["config"])
 
 
 def config_to_json(config: ModelConfig) -> dict[str, Any]:

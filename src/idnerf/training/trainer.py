@@ -63,6 +63,8 @@ class TrainerConfig:
     """Run folder to continue; the same options continue it bit for bit on the CPU."""
     init: str | None = None
     """Weights to start from (a file, a hub id, `default`); the optimizer starts afresh."""
+    extend: bool = False
+    """Keep the model options given here rather than those of `--init`: adds a latent to weights trained without."""
     encoder_init: Path | None = None
     """GMFlow weights from `idnerf convert` for the encoder of the `paper` configuration."""
     steps: int = 20_000
@@ -132,7 +134,7 @@ def train(config: TrainerConfig, scenes: SceneProvider, held_out: list[Example])
     fabric = launch(config)
 
     torch.manual_seed(config.seed)
-    model = IDNeRF(config.model) if config.init is None else IDNeRF.from_pretrained(config.init)
+    model = start_model(config)
     config = dataclasses.replace(config, model=model.config)  # weights to start from bring their own
     if config.encoder_init is not None:
         start_encoder(model, config.encoder_init)
@@ -237,6 +239,13 @@ def start_encoder(model: IDNeRF, path: Path) -> None:
     if metadata.get("encoder") != "gmflow":
         raise InputError(f"{path} holds no GMFlow encoder: make it with `idnerf convert gmflow_sintel-0c07dcb3.pth`")
     initialise_encoder(model.core, tensors)
+
+
+def start_model(config: TrainerConfig) -> IDNeRF:
+    """A new model, or the weights that ``init`` names, with their own options or extended to those given."""
+    if config.init is None:
+        return IDNeRF(config.model)
+    return IDNeRF.extending(config.init, config.model) if config.extend else IDNeRF.from_pretrained(config.init)
 
 
 def start_guidance(config: TrainerConfig, model: IDNeRF, device: torch.device | str) -> ScoreDistillation | None:
