@@ -21,6 +21,7 @@ COMMANDS = {
     "export": "point clouds, meshes, depth maps and data sets of rendered views",
     "view": "a web viewer whose picture follows the browser's camera",
     "poses": "your own photos without poses to a posed scene",
+    "finetune": "refine the weights on one scene's photos, never worse than the start",
     "convert": "published GMFlow and MatchNeRF checkpoints to our format",
 }
 

@@ -17,7 +17,7 @@ from idnerf.types import Cameras
 class FilterConfig:
     """Which depths are believed."""
 
-    min_confidence: float = 0.9
+    min_confidence: float = 0.5
     """Smallest confidence of the rendering, in [0, 1]; 0 believes all."""
     min_views: int = 2
     """Depth maps that must agree on a point, the one that shows it included; 1 asks no other."""
