@@ -308,6 +308,10 @@ def bad_photos(kind: str, folder: Path) -> Path:
         save_photos(folder, WALK[:1], SIZE)
         Image.fromarray(Room(seed=1).photo(WALK[1], SIZE)).save(folder / "other.png")
         return folder
+    if kind == "HEIC":
+        folder.mkdir()
+        (folder / "IMG_1.HEIC").write_bytes(b"ftypheic")
+        return folder
     if kind == "grey":
         folder.mkdir()
         for name in "abc":
@@ -325,6 +329,7 @@ def bad_photos(kind: str, folder: Path) -> Path:
 BAD = {
     "nowhere": "does not exist",
     "none": "holds no photos",
+    "HEIC": "JPEG",
     "one": "one photo",
     "cut off": "photo_1.png",
     "no picture": "photo_1.png",

@@ -61,6 +61,8 @@ def find_photos(path: Path, focal: float | None = None) -> PhotoSet:
     if not path.is_dir():
         raise InputError(f"{path} is a file; expected a folder of photos (at least 2, better 3 or more)")
     files = photo_files(path)
+    if not files and any(p.suffix.lower() in (".heic", ".heif") for p in path.iterdir()):
+        raise InputError(f"{path} holds HEIC photos, which are not read; export them as JPEG")
     if not files:
         raise InputError(f"{path} holds no photos; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
     if len(files) == 1:
