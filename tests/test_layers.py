@@ -30,6 +30,8 @@ ADAPTERS = {
     "av": "video.py",
     "pycolmap": "poses/structure_from_motion.py",
     "lpips": "evaluation/lpips.py",
+    "diffusers": "priors/diffusers_networks.py",
+    "transformers": "priors/clip.py",
     "skimage": "export/marching_cubes.py",
     "huggingface_hub": "checkpoint.py",
     "torchvision": "evaluation/lpips.py",
@@ -45,6 +47,8 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             assert node.level == 0, f"{path}: relative import"
             names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "importlib.import_module":
+            names |= {arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)}
     return names
 
 

@@ -34,17 +34,25 @@ def diffusers() -> Any:
 
 
 def build_autoencoder(widths: tuple[int, ...]) -> nn.Module:
-    """An untrained ``AutoencoderKL``: 4 latent channels, one halving per width but the last (four widths make /8)."""
-    return diffusers().AutoencoderKL(
+    """An untrained ``AutoencoderKL``: 4 latent channels, one halving per width but the last (four widths make /8).
+
+    Few groups in its normalisation: with as many as the 8 channels of the finest level, colours and contrast would be
+    normalised away. Its latents start with little noise (standard deviation exp(-2.5)), or it would first have to learn
+    that.
+    """
+    network = diffusers().AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * len(widths),
         up_block_types=("UpDecoderBlock2D",) * len(widths),
         block_out_channels=tuple(widths),
         layers_per_block=1,
         latent_channels=4,
-        norm_num_groups=8,
+        norm_num_groups=2,
         mid_block_add_attention=False,
         scaling_factor=1.0,
     )
+    with torch.no_grad():
+        network.quant_conv.bias[4:] -= 5.0
+    return network
 
 
 def build_unet(widths: tuple[int, ...], map_channels: int, token_width: int, heads: int) -> nn.Module:
@@ -120,8 +128,8 @@ def _load(kind: str, source: ModelSource, subfolder: str, **options: Any) -> Any
     classes = diffusers()
     if source.folder is not None and not (source.folder / subfolder).is_dir():
         raise InputError(
-            f"{source.folder} is no model in diffusers' format: it has no folder {subfolder!r}; give the folder that "
-            "holds model_index.json"
+            f"--guidance.prior.path: {source.folder} is no model in diffusers' format, it has no folder {subfolder!r}; "
+            "give the folder that holds model_index.json"
         )
     try:
         return getattr(classes, kind).from_pretrained(

@@ -270,7 +270,9 @@ def load_small_prior(
         missing = (
             "the package holds no small prior" if path is None else f"{folder} holds no small prior ({TOKENS_FILE})"
         )
-        raise InputError(f"{missing}: train one with `idnerf train-prior --out DIR` and give DIR/prior as its path")
+        raise InputError(
+            f"{missing}: train one with `idnerf train-prior --out DIR` and give DIR/prior as --guidance.prior.path"
+        )
     tensors, metadata = read_tensors(folder / TOKENS_FILE, "source tokens")
     config = small_prior_config(metadata.get("small_prior"), folder)
     dtype = torch.float16 if torch.device(device).type == "cuda" else torch.float32
@@ -291,4 +293,5 @@ def small_prior_config(values: Any, folder: Path) -> SmallPriorConfig:
     known = {field.name for field in fields(SmallPriorConfig)}
     if not isinstance(values, dict) or set(values) - known:
         raise InputError(f"{folder} was written by another version of idnerf; train the prior anew or update idnerf")
-    return SmallPriorConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return SmallPriorConfig(**sizes)

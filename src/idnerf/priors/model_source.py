@@ -31,7 +31,10 @@ def model_source(text: str) -> ModelSource:
         return ModelSource(text, path, None)
     name, _, revision = text.partition("@")
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
-        raise InputError(f"expected a local folder in diffusers' format or a hub id such as user/model, got {text!r}")
+        raise InputError(
+            "--guidance.prior.path or image-encoder: expected a local folder in diffusers' format or a hub id such as "
+            f"user/model, got {text!r}"
+        )
     return ModelSource(text, None, revision or None)
 
 
@@ -49,9 +52,9 @@ def hub_error(source: ModelSource, part: str, error: Exception) -> InputError:
     if "gated" in words or "401" in words:
         return InputError(
             f"{name} is gated or private: accept its terms at https://huggingface.co/{name}, then `hf auth login`, or "
-            "give a local folder in diffusers' format"
+            "give a local folder in diffusers' format as --guidance.prior.path"
         )
     return InputError(
         f"cannot get {part} of {name} from the Hugging Face hub (no network, offline mode, or no such model): run "
-        f"`hf download {name}` where there is one, or give a local folder in diffusers' format"
+        f"`hf download {name}` where there is one, or give a local folder in diffusers' format as --guidance.prior.path"
     )

@@ -55,7 +55,8 @@ class NetworkPrior(Prior):
         self.latent_multiple = 1  # diffusers' U-Nets upsample to the skip's size
         side = unet.config.sample_size
         self.latent_size = (side, side) if isinstance(side, int) else None
-        self._load_autoencoder, self._autoencoder = load_autoencoder, None
+        self._load_autoencoder = load_autoencoder
+        self._autoencoder: Any = None
         if unet.config.out_channels != LATENT_CHANNELS:
             raise InputError(
                 f"{name}: its U-Net predicts {unet.config.out_channels} channels, expected {LATENT_CHANNELS}; give a "
@@ -85,7 +86,7 @@ class NetworkPrior(Prior):
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 4 h w"]:
-        network = self.autoencoder
+        network: Any = self.autoencoder
         mean = network.encode((2 * images - 1).to(network.dtype)).latent_dist.mean.float()
         return (mean - (network.config.shift_factor or 0.0)) * network.config.scaling_factor
 

@@ -156,7 +156,7 @@ def make_adapter(
         if embedding != width:
             raise InputError(
                 f"adapter native: {clip.text} gives embeddings of {embedding}, the U-Net of {model.text} takes tokens "
-                f"of {width}; give the CLIP model it was trained with (image encoder), or the adapter text or paper"
+                f"of {width}; give the CLIP model it was trained with as --guidance.prior.image-encoder"
             )
         return lambda embeddings: embeddings, None
     empty = empty_prompt(model)
@@ -168,7 +168,7 @@ def make_adapter(
     if tuple(projection.shape) != (embedding, width):
         raise InputError(
             f"adapter text: the text tower of {clip.text} is {projection.shape[1]} wide, the U-Net of {model.text} "
-            f"takes tokens of {width}; give the CLIP model whose text tower it was trained with (image encoder)"
+            f"takes tokens of {width}; give the CLIP model it was trained with as --guidance.prior.image-encoder"
         )
     projection, first = projection.to(device), empty.to(device)
     return lambda embeddings: text_space_tokens(embeddings, projection, first), empty

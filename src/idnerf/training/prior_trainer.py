@@ -97,15 +97,15 @@ class PriorTrainerConfig:
     log_every: int = 50
     """Steps between log entries."""
     measure_every: int = 1000
-    """Steps between measurements and pictures; the end of either part always has them."""
+    """Steps between measurements and pictures, which the end of either part has too; 0 never measures."""
     save_every: int = 250
     """Steps between checkpoints."""
 
     def __post_init__(self) -> None:
         for name in ("num_scenes", "autoencoder_steps", "unet_steps", "autoencoder_batch", "batch_size", "log_every"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        for name in ("measure_every", "save_every"):
-            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        require(self.measure_every >= 0, "measure_every", "0 or more", self.measure_every)
+        require(self.save_every >= 1, "save_every", "at least 1", self.save_every)
         require(self.held_out >= 2, "held_out", "at least 2", self.held_out)
         require(min(self.size) >= 16 and not any(s % FACTOR for s in self.size), "size", "multiples of 8", self.size)
         require(max(self.size) <= self.sizes.source_side, "sizes.source_side", f"{max(self.size)} or more", self.sizes)
@@ -237,7 +237,7 @@ class PriorTraining:
         if done % c.save_every == 0 or last:
             save_state(self.run / STATE_FILE, done, self.networks, self.ema, self.optimizer, plain(c))
             save_small_prior(self.averaged(), c.sizes, self.run / "prior")
-        if done % c.measure_every == 0 or last:
+        if c.measure_every and (done % c.measure_every == 0 or last):
             log.numbers(done, self.measure(done, unet=not first), "held_out")
 
     def autoencoder_terms(self, step: int) -> dict[str, Float[Tensor, ""]]:

@@ -1,0 +1,219 @@
+"""Training the small prior: both parts move what they should, resuming is exact, bad input is one line."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+
+from idnerf import cli
+from idnerf.checkpoint import read_tensors
+from idnerf.data.image_io import read_image
+from idnerf.data.procedural.config import ProceduralConfig
+from idnerf.data.procedural.files import save_scene
+from idnerf.data.procedural.generate import generate_scene
+from idnerf.errors import InputError
+from idnerf.priors.latent_diffusion import EncodedSources, SmallPriorConfig, load_small_prior, new_networks
+from idnerf.priors.prior import Condition
+from idnerf.training.prior_examples import autoencoder_crops, choose_views, cut_latents, window_side
+from idnerf.training.prior_scenes import photo_groups
+from idnerf.training.prior_trainer import PriorTrainerConfig, drop_parts, train_small_prior
+from idnerf.types import Views
+from tiny_cases import cameras_on_a_wall, photograph_plane, plane_views
+
+TINY = SmallPriorConfig(
+    autoencoder_widths=(8, 8, 8, 8), unet_widths=(8, 16), token_width=12, heads=2, planes=4, source_side=48
+)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory) -> Path:
+    """Two scenes of seven views in our own format."""
+    root = tmp_path_factory.mktemp("scenes")
+    for seed in (3, 4):
+        config = ProceduralConfig(size=(48, 32), num_views=7, complexity=(0.0, 0.0), supersample=1)
+        save_scene(generate_scene(seed, config), root / f"scene{seed}")
+    return root
+
+
+@pytest.fixture(scope="module")
+def config(scenes) -> PriorTrainerConfig:
+    return PriorTrainerConfig(
+        scenes=scenes,
+        size=(48, 32),
+        sizes=TINY,
+        autoencoder_steps=2,
+        unet_steps=2,
+        drop_condition=0.5,
+        crop=24,
+        autoencoder_batch=4,
+        batch_size=2,
+        source_views=(2, 3),
+        held_out=2,
+        log_every=1,
+        save_every=1,
+    )
+
+
+@pytest.fixture(scope="module")
+def run(config, tmp_path_factory) -> Path:
+    return train_small_prior(replace(config, out=tmp_path_factory.mktemp("runs") / "prior"), torch.device("cpu"))
+
+
+def state(run: Path, part: str) -> dict[str, torch.Tensor]:
+    tensors, _ = read_tensors(run / "training_state.safetensors")
+    return {k.removeprefix(part): v for k, v in tensors.items() if k.startswith(part)}
+
+
+def test_a_run_leaves_a_prior_pictures_and_a_log(run):
+    prior = load_small_prior(str(run / "prior"))
+    assert prior.config == TINY
+    assert read_image(run / "reconstructions.png").shape == (3, 2 * 36 - 4, 2 * 52 - 4)
+    assert read_image(run / "samples.png").shape == (3, 2 * 36 - 4, 6 * 52 - 4)
+    entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert {e["kind"] for e in entries} == {"autoencoder", "unet", "held_out"}
+    last = entries[-1]
+    for name in (
+        "aligned_noise_mse_right",
+        "tokens_noise_mse_swapped",
+        "aligned_gain_over_none",
+        "reconstruction_psnr",
+    ):
+        assert name in last
+
+
+def test_every_weight_moves_and_only_in_its_own_part(run, config):
+    torch.manual_seed(config.seed)
+    start = new_networks(TINY).state_dict()
+    after = state(run, "model/")
+    # the weights that decide only what the tiny run has not reached yet: none
+    still = [name for name, value in start.items() if torch.equal(value, after[name])]
+    assert still == []
+
+
+def test_the_second_part_leaves_the_autoencoder_as_the_first_left_it(run, config, tmp_path):
+    stopped = replace(config, out=tmp_path / "a", unet_steps=1, measure_every=0)
+    first = state(train_small_prior(stopped, torch.device("cpu")), "model/autoencoder.")
+    last = state(run, "model/autoencoder.")
+    assert len(first) > 50 and all(torch.equal(first[k], last[k]) for k in first)
+
+
+def test_latents_of_the_trained_autoencoder_have_unit_scale(run, config):
+    prior = load_small_prior(str(run / "prior"))
+    groups, _ = photo_groups(config.scenes, config.size, 5, 2)
+    latents = torch.cat([prior.encode(groups.group(n).images) for n in range(len(groups))])
+    assert latents.mean((0, 2, 3)).abs().max() < 0.05
+    torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(4), atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_a_resumed_run_is_the_same_bit_for_bit(stop, run, config, tmp_path, monkeypatch):
+    """Stopped in the first part, between the parts, in the second part."""
+    from idnerf.training import prior_trainer
+
+    one_step = prior_trainer.PriorTraining.step
+
+    def until(self, step, log):
+        if step == stop:
+            raise KeyboardInterrupt
+        one_step(self, step, log)
+
+    place = replace(config, out=tmp_path / "run", measure_every=0)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(prior_trainer.PriorTraining, "step", until)
+        train_small_prior(place, torch.device("cpu"))
+    resumed = train_small_prior(replace(place, resume=tmp_path / "run"), torch.device("cpu"))
+    for part in ("model/", "ema/"):
+        whole, again = state(run, part), state(resumed, part)
+        assert whole.keys() == again.keys() and all(torch.equal(whole[k], again[k]) for k in whole)
+
+
+def test_windows_of_latents_keep_their_rays(generator):
+    photos = plane_views(2, (64, 48))
+    latents = torch.arange(4 * 6 * 8, dtype=torch.float32).reshape(4, 6, 8)
+    window, camera = cut_latents(latents, photos.cameras[0], (3, 2), (4, 3))
+    torch.testing.assert_close(window, latents[:, 2:5, 3:7])
+    assert camera.size == (32, 24)
+    torch.testing.assert_close(camera.K[:2, 2], photos.cameras.K[0, :2, 2] - torch.tensor([24.0, 16.0]))
+
+
+@pytest.mark.parametrize(("whole", "share", "expected"), [(26, 0.0, 8), (26, 1.0, 26), (5, 0.3, 5), (26, 0.5, 17)])
+def test_window_sides(whole, share, expected):
+    assert window_side(whole, share) == expected
+
+
+def test_sources_are_the_nearest_and_bound_the_target_s_depth(generator):
+    cameras = cameras_on_a_wall(5, (64, 48), generator)
+    cameras = cameras.with_bounds(torch.tensor([1.0, 2, 3, 4, 5]), torch.tensor([10.0, 20, 30, 40, 50]))
+    group = EncodedSources(torch.randn(5, 4, 6, 8), torch.rand(5, 3, 12, 16), cameras)
+    latents, camera, source = choose_views(group, 2, 2, None)
+    torch.testing.assert_close(latents, group.latents[2])
+    distances = (cameras.centers - cameras.centers[2]).abs().sum(-1)
+    nearest = distances.argsort()[1:3]
+    torch.testing.assert_close(source.latents, group.latents[nearest])
+    assert camera.near == source.cameras.near.min() and camera.far == source.cameras.far.max()
+
+
+def test_crops_are_a_function_of_the_step():
+    generator = torch.Generator().manual_seed(0)
+    photos, _ = photograph_plane(cameras_on_a_wall(6, (48, 32), generator), generator)
+
+    class OneGroup:
+        def __len__(self) -> int:
+            return 1
+
+        def group(self, index: int) -> Views:
+            return photos
+
+    first, again, other = (autoencoder_crops(OneGroup(), 0, step, 3, 16) for step in (4, 4, 5))
+    assert first.shape == (3, 3, 16, 16) and torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_dropping_parts_of_a_condition(generator):
+    networks = new_networks(TINY)
+    condition = Condition(torch.randn(4, 5, 12, generator=generator), torch.ones(4, 9, 3, 3))
+    dropped = drop_parts(condition, networks, torch.tensor([0.05, 0.2, 0.39, 0.8]), 0.1, 0.3)
+    torch.testing.assert_close(dropped.tokens[0], networks.tokens.empty.expand(5, -1))
+    torch.testing.assert_close(dropped.tokens[1:], condition.tokens[1:])
+    assert dropped.map.sum((2, 3)).eq(0).tolist() == [[True] * 9, *[[False] * 2 + [True] * 7] * 2, [False] * 9]
+
+
+def run_command(capsys, *arguments: object) -> tuple[int, str]:
+    before = sys.argv
+    sys.argv = ["idnerf", "train-prior", *map(str, arguments)]
+    try:
+        cli.entry_point()
+        code = 0
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    finally:
+        sys.argv = before
+    return code, capsys.readouterr().err.strip()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--size", "50", "32"), "--size: expected multiples of 8"),
+        (("--crop", "20"), "--crop: expected a multiple of 8"),
+        (("--size", "640", "480"), "source-side"),
+        (("--scenes", "no/such/folder"), "does not exist"),
+        (("--resume", "no/such/run"), "training state"),
+        (("--pool", "a", "--scenes", "b"), "either --pool or --scenes"),
+        (("--source-views", "3", "6"), "at most 5"),
+        (("--unet-lr", "0"), "--unet-lr: expected above 0"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, expected, capsys, tmp_path):
+    code, err = run_command(capsys, *arguments, "--out", tmp_path / "run")
+    assert code == 2 and expected in err and "\n" not in err
+    assert not (tmp_path / "run" / "prior").exists()
+
+
+def test_a_run_folder_is_not_overwritten(run, config):
+    with pytest.raises(InputError, match="--resume"):
+        train_small_prior(replace(config, out=run), torch.device("cpu"))
