@@ -303,3 +303,44 @@ def test_measurements_are_kept(tmp_path):
     assert kept("a", lambda: {"psnr": 1.0}) == {"psnr": 1.0}
     assert kept("a", lambda: pytest.fail("measured again")) == {"psnr": 1.0}
     assert json.loads((tmp_path / "a.json").read_text()) == {"psnr": 1.0}
+
+
+def with_confidence(source, target):
+    """The nearest photo, more confident where it is bright."""
+    output = copy_nearest(source, target)
+    return replace(output, confidence=output.rgb.mean(0))
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    """The stub above in place of the model."""
+    model = type("Model", (), {"render": staticmethod(with_confidence)})
+    for module in (limits, curves):
+        monkeypatch.setattr(module, "load_model", lambda weights, device: model)
+
+
+def test_the_limits_page_is_written_with_its_pictures_and_not_measured_twice(tmp_path, few_scenes, stub, monkeypatch):
+    monkeypatch.setattr(limits, "limit_case", lambda w, n=3, degrees=6.0: made.limit_case(w, n, degrees, SMALL))
+    monkeypatch.setattr(limits, "BOARDS", ())
+    out = tmp_path / "docs" / "limits.md"
+    out.parent.mkdir()
+    limits.main(out, work=tmp_path / "work", quick=True, device="cpu")
+    text = out.read_text()
+    for failure in limits.FAILURES:
+        assert f"images/limit_{failure.name}.jpg" in text
+        assert (tmp_path / "docs" / "images" / f"limit_{failure.name}.jpg").stat().st_size > 1000
+    assert text.count("| procedural (") == len(limits.RANGES) + 1 and "| room | 45 degrees |" in text
+    monkeypatch.setattr(limits, "limit_case", lambda *_: pytest.fail("measured again"))
+    limits.main(out, work=tmp_path / "work", quick=True, device="cpu")
+    assert out.read_text() == text
+
+
+def test_the_confidence_page_is_written_with_its_plot(tmp_path, few_scenes, stub):
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "confidence.md"
+    curves.main(out, work=tmp_path / "work", device="cpu")
+    text, plot = out.read_text(), tmp_path / "images" / "confidence.svg"
+    assert "(images/confidence.svg)" in text and "| 10 |" in text and "procedural test scenes" in text
+    first = plot.read_bytes()
+    curves.main(out, work=tmp_path / "work", device="cpu")
+    assert plot.read_bytes() == first
