@@ -89,6 +89,17 @@ class TestSparseModel:
             widest = np.degrees(np.arccos((rays @ rays.T).min()))
             assert model.parallax_degrees()[row] == pytest.approx(widest, rel=1e-6)
 
+    def test_normalising_changes_the_frame_and_no_picture(self):
+        model = exact_model()
+        same = model.normalised(2.0)
+        assert same.errors().max() < 1e-9
+        assert np.allclose(same.in_camera(), model.in_camera() / 2)
+        assert np.allclose(same.c2w[:, :3, 3].mean(0), 0) and np.allclose(
+            same.parallax_degrees(), model.parallax_degrees()
+        )
+        U, _, Vt = np.linalg.svd(same.c2w[:, :3, :3].sum(0))
+        assert np.allclose(U @ Vt, np.eye(3))
+
     def test_outliers_go_and_so_do_points_seen_only_once_then(self):
         model = exact_model()
         model.xy[(model.point == 3) & (model.view == 0)] += 50
@@ -183,6 +194,8 @@ def test_two_photos_keep_the_focal_length_they_start_from():
     assert three[0].refine_focal and not three[0].refine_distortion
     assert len({attempt.focal for attempt in three}) == 3
     assert {attempt.focal for attempt in attempts(3, 300.0, True, SIZE)} == {300.0}
+    six = attempts(6, 300.0, False, SIZE)
+    assert six[0].refine_distortion and not six[1].refine_distortion and six[0].focal == six[1].focal
 
 
 def test_a_focal_length_far_from_the_known_one_is_refused():

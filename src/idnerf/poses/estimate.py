@@ -71,7 +71,7 @@ class PosesReport:
     """Median over the points of the widest angle between two of their rays."""
     near: float
     far: float
-    """Depth range over all views, in the arbitrary scene units of the poses."""
+    """Depth range over all views, in scene units: the nearest near is 1."""
     seconds: float
 
     def lines(self) -> list[str]:
@@ -122,6 +122,7 @@ def estimate_poses(
         model = reconstruct(found, Path(temporary), config, steps.done)
     feature_error = float(model.errors().mean())
     model = model.scaled(found.size)
+    model = model.normalised(float(bounds(model)[0].min()))
     report = make_report(found, model, feature_error, time.perf_counter() - start)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:

@@ -93,6 +93,22 @@ class SparseModel:
         factor = np.array(size) / np.array(self.size)
         return replace(self, size=size, focal=self.focal * float(factor.mean()), xy=self.xy * factor)
 
+    def normalised(self, near: float) -> "SparseModel":
+        """The same model in the frame of the mean camera: its centre the origin, x right, y down, z forward, and the
+        unit of length such that depth ``near`` becomes 1.
+
+        Structure from motion leaves the frame open. Distances between cameras along the axes (L1, by which sources
+        are chosen) are then those along the pictures' axes.
+        """
+        c2w = self.c2w
+        U, _, Vt = np.linalg.svd(c2w[:, :3, :3].sum(0))  # nearest rotation to the mean of all
+        mean = U @ np.diag([1.0, 1.0, np.linalg.det(U @ Vt)]) @ Vt
+        center = c2w[:, :3, 3].mean(0)
+        w2c = self.w2c.copy()
+        w2c[:, :3, :3] = self.w2c[:, :3, :3] @ mean
+        w2c[:, :3, 3] = (self.w2c[:, :3, 3] + self.w2c[:, :3, :3] @ center) / near
+        return replace(self, w2c=w2c, points=(self.points - center) @ mean / near)
+
     def without_outliers(self, max_error: float) -> "SparseModel":
         """Without observations of more than ``max_error`` pixels, and without points then seen less than twice."""
         kept = self.errors() <= max_error

@@ -232,7 +232,10 @@ def attempts(count: int, focal: float, focal_known: bool, size: tuple[int, int])
     starts = [focal] if focal_known else [focal, 1.4 * max(size), 0.6 * max(size)]
     if not refine:
         starts = starts[:1]
-    tries = [Attempt(start, refine, distortion, 2.0, 50) for start in starts]
+    # Distortion refined from the first three photos on may run away before the others hold it: then without.
+    tries = [
+        Attempt(start, refine, d, 2.0, 50) for start in starts for d in ((True, False) if distortion else (False,))
+    ]
     tries += [Attempt(start, refine, False, 0.7, 15) for start in starts]
     return [*tries, Attempt(focal, False, False, 0.7, 15)]
 
@@ -253,12 +256,12 @@ def best_model(matcher: Matcher, focal: float, focal_known: bool) -> SparseModel
     stop at the first attempt that registers all of them.
     """
     count, best, score = len(matcher.names), None, (0, 0.0)
-    starts_tried = set()
+    focals_tried = set()
     for attempt in attempts(count, focal, focal_known, matcher.size):
         complete = best is not None and len(best) == count
-        if complete and (count > 5 or attempt.focal in starts_tried):
+        if complete and (count > 5 or attempt.focal in focals_tried):
             continue
-        starts_tried.add(attempt.focal)
+        focals_tried.add(attempt.focal)
         for model in matcher.map(attempt):
             if plausible(model, attempt, focal, focal_known) and (len(model), model.support()) > score:
                 best, score = model, (len(model), model.support())
