@@ -744,8 +744,9 @@ def test_the_command_line_trains(tmp_path, dtu_root):
         **{f"model.paper.{name.replace('_', '-')}": value for name, value in dataclasses.asdict(TINY_PAPER).items()},
     }
     left_out = ("groups", "view_aggregation", "num_views", "published_behaviour", "attention_splits")
-    for name in (*left_out, "view_refinement", "latent_size"):
+    for name in (*left_out, "view_refinement"):
         del flags[f"model.paper.{name.replace('_', '-')}"]
+    flags["model.paper.latent-size"] = "6 6"
     words = [word for name, value in flags.items() for word in (f"--{name}", *str(value).split())]
     done = run_command("-m", "idnerf.cli", "train", "matchnerf-dtu", *words)
     assert done.returncode == 0, done.stderr
