@@ -92,9 +92,8 @@ def _load(kind: str, source: ModelSource, subfolder: str | None, dtype: torch.dt
     verbosity = log.get_verbosity()
     log.set_verbosity_error()  # it would list the other tower's weights, which are not wanted
     try:
-        return getattr(classes, kind).from_pretrained(
-            source.location, revision=source.revision or "main", dtype=dtype, **options
-        )
+        network = getattr(classes, kind).from_pretrained(source.location, revision=source.revision or "main", **options)
+        return network.to(dtype)  # the name of the option for it changed between versions
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise hub_error(source, subfolder or "the CLIP model", error) from error
     finally:

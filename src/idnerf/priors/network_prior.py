@@ -47,7 +47,7 @@ class NetworkPrior(Prior):
     """
 
     def __init__(self, unet: Any, schedule: Schedule, load_autoencoder: Callable[[], Any], name: str):
-        self.unet = freeze(unet)
+        self.unet: Any = freeze(unet)
         self.alphas_cumprod = schedule.alphas_cumprod
         self.prediction_type = schedule.prediction_type
         self.name = name
