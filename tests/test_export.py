@@ -21,7 +21,7 @@ from idnerf.errors import InputError
 from idnerf.export.consistency import FilterConfig, agreement, filtered_depth
 from idnerf.export.dataset import quaternion, write_dataset
 from idnerf.export.depth_files import SCALE_KEY, depth_scale, write_depth
-from idnerf.export.depth_views import DepthViews, nearest_sources, own_photo, render_depth_views
+from idnerf.export.depth_views import DepthViews, nearest_sources, own_photo, render_depth_views, spread_pairs
 from idnerf.export.exr import write_exr
 from idnerf.export.gltf import linear_light, upright, write_glb
 from idnerf.export.grid import Grid, fit_grid
@@ -109,6 +109,19 @@ def test_depth_at_a_photo_keeps_its_colours_and_elsewhere_takes_the_rendering():
     assert asked == [(3, 2.0), (3, 2.0)] and len(views) == 2
     torch.testing.assert_close(views.images[0], photos.images[2])
     assert (views.images[1] == 0.25).all() and (views.confidence == 1).all()
+
+
+def test_few_cameras_of_many_are_pairs_of_neighbours_spread_over_the_scene():
+    cameras = cameras_on_a_wall(12, (16, 16), torch.Generator().manual_seed(0))
+    c2w = cameras.c2w.clone()
+    c2w[:, :3, 3] = torch.tensor([[i // 2 * 3.0 + i % 2, 0.0, 0.0] for i in range(12)])  # 0 1 .. 3 4 .. 6 7 ..
+    row = replace(cameras, c2w=c2w)
+    for count in (2, 4, 6, 11):
+        chosen = spread_pairs(row, count)
+        assert len(chosen) == count == len(set(chosen)) and chosen == sorted(chosen)
+        if count % 2 == 0:
+            assert all(b == a + 1 and a % 2 == 0 for a, b in zip(chosen[::2], chosen[1::2], strict=True))
+    assert {0, 11} <= set(spread_pairs(row, 6)) and spread_pairs(row, 20) == list(range(12))
 
 
 # --- consistency --------------------------------------------------------------------------------------------------

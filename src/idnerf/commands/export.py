@@ -25,7 +25,7 @@ from idnerf.export.atomic import check_new_folder
 from idnerf.export.consistency import FilterConfig, filtered_depth
 from idnerf.export.dataset import write_dataset
 from idnerf.export.depth_files import DEPTH_SUFFIXES, depth_scale, write_depth
-from idnerf.export.depth_views import DepthViews, render_depth_views, spread
+from idnerf.export.depth_views import DepthViews, render_depth_views, spread_pairs
 from idnerf.export.gltf import upright, write_glb
 from idnerf.export.marching_cubes import require_scikit_image
 from idnerf.export.mesh import MeshConfig, fuse_mesh
@@ -81,7 +81,7 @@ def export(
         at: cameras of the depth maps: sources (those of the photos used), or a path: interpolate, spiral, orbit.
             Default: sources; spiral for a data set.
         targets: cameras of these views instead, such as 12,13.
-        frames: number of cameras of the path; of the photos at most so many, spread over the scene.
+        frames: number of cameras of the path; of the photos at most so many, in pairs spread over the scene.
         filters: which depths are believed.
         normals: write normals with the point cloud.
         voxel: keep one point per cube of this edge (scene units).
@@ -172,7 +172,7 @@ def target_cameras(
         return scene.cameras[[scene.index_of(i) for i in targets]], list(targets)
     photos = scene.cameras[used]
     if place == "sources":
-        kept = [used[i] for i in spread(photos.centers, frames)]
+        kept = [used[i] for i in spread_pairs(photos, frames)]
         return scene.cameras[kept], [scene.view_ids[i] for i in kept]
     return camera_path(place, photos, frames), list(range(frames))
 

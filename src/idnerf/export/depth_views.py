@@ -110,6 +110,20 @@ def _rendered(
             progress(number + 1, len(targets))
 
 
-def spread(centers: Float[Tensor, "view 3"], count: int) -> list[int]:
-    """``count`` of the views, spread over the scene, in their own order; all when there are no more."""
-    return sorted(spread_indices(centers, count))
+def spread_pairs(cameras: Cameras, count: int) -> list[int]:
+    """``count`` of the cameras [view] spread over the scene, each with its nearest neighbour, in their own order.
+
+    Cameras merely spread out would hardly see the same things, and none could confirm another's depth. All, when there
+    are no more than ``count``.
+    """
+    if count >= len(cameras):
+        return list(range(len(cameras)))
+    chosen: list[int] = []
+    for i in spread_indices(cameras.centers, len(cameras)):
+        if i not in chosen:
+            others = [j for j in range(len(cameras)) if j != i and j not in chosen]
+            distances = view_distances(cameras, cameras[i])
+            chosen += [i, *sorted(others, key=lambda j, d=distances: float(d[j]))[:1]]
+        if len(chosen) >= count:
+            break
+    return sorted(chosen[:count])
