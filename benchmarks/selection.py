@@ -41,7 +41,8 @@ def score_fixed_scenes(
 ) -> dict[str, Scores]:
     """Scores of the procedural test scenes by name: PSNR, SSIM, PSNR by how many sources see a pixel, depth.
 
-    ``depth`` is the median relative error; ``unseen`` the share of pixels that fewer than two sources see.
+    ``depth`` is the median relative error where two sources see a surface within near and far: elsewhere, before plain
+    backdrops and skies, depth cannot be known. ``unseen`` is the share of pixels that fewer than two sources see.
     """
     scores: dict[str, Scores] = {}
     for name, scene in fixed_scenes(folder, limit):
@@ -50,6 +51,7 @@ def score_fixed_scenes(
             output = render(task.source.to(device), task.target.to(device)).map(lambda x: x.float().cpu())
         rgb = output.rgb.clamp(0, 1)
         shared = task.seen >= 2
+        known = task.depth * (shared & (task.depth >= task.target.near) & (task.depth <= task.target.far))
         scored = {"psnr_seen": shared, "psnr_unseen": ~shared}
         scores[name] = {
             "psnr": min(psnr(rgb, task.image), HIGHEST_PSNR),
@@ -59,7 +61,7 @@ def score_fixed_scenes(
                 for key, mask in scored.items()
             },
             "unseen": (~shared).double().mean().item(),
-            "depth": depth_median_relative_error(output.depth, task.depth),
+            "depth": depth_median_relative_error(output.depth, known) if known.any() else None,
         }
     return scores
 
