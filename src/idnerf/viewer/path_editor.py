@@ -54,7 +54,7 @@ class PathEditor:
         self.keys: list[ViewPoint] = []
         self._client, self._frame, self._scale = client, frame, scale
         self._here, self._go, self._prepare, self._name = here, go, prepare, name
-        self._drawn: list[Any] = []
+        self._drawn: list[tuple[Any, Float[np.ndarray, "point 3"]]] = []
         self._lock = threading.RLock()
         self._stop = threading.Event()
         self._busy: threading.Thread | None = None
@@ -149,33 +149,42 @@ class PathEditor:
         legs = max(0, count if self.closed.value and count > 1 else count - 1)
         self.state.content = f"{count} key frame{'' if count == 1 else 's'}, {legs} leg{'' if legs == 1 else 's'}"
 
+    def look_from(self, position: Float[np.ndarray, "3"]) -> None:
+        """Hide what is around the eye: a path goes right through it."""
+        with self._lock:
+            for handle, points in self._drawn:
+                visible = bool(np.linalg.norm(points - position, axis=-1).min() > 2 * self._scale)
+                if handle.visible != visible:
+                    handle.visible = visible
+
     def _draw(self) -> None:
-        for handle in self._drawn:
+        for handle, _ in self._drawn:
             handle.remove()
         self._drawn = []
         scene = self._client.scene
         for number, key in enumerate(self.keys):
             wxyz, position = self._frame.to_viewer(key.c2w)
-            self._drawn.append(
-                scene.add_camera_frustum(
-                    f"/path/{number}",
-                    fov=key.fov,
-                    aspect=key.aspect,
-                    scale=0.6 * self._scale,
-                    thickness=0.03 * self._scale,
-                    color=COLOUR,
-                    wxyz=wxyz,
-                    position=position,
-                    cast_shadow=False,
-                    receive_shadow=False,
-                )
+            frustum = scene.add_camera_frustum(
+                f"/path/{number}",
+                fov=key.fov,
+                aspect=key.aspect,
+                scale=0.6 * self._scale,
+                thickness=0.03 * self._scale,
+                color=COLOUR,
+                wxyz=wxyz,
+                position=position,
+                cast_shadow=False,
+                receive_shadow=False,
             )
+            self._drawn.append((frustum, position[None]))
         if len(self.keys) > 1:
             along = sample_path(self.keys, 12, closed=self.closed.value)
             points = np.array([self._frame.to_viewer(view.c2w)[1] for view in along])
             ends = points if not self.closed.value else np.concatenate([points, points[:1]])
             segments = np.stack([ends[:-1], ends[1:]], 1)
-            self._drawn.append(scene.add_line_segments("/path/line", segments, COLOUR, thickness=0.03 * self._scale))
+            line = scene.add_line_segments("/path/line", segments, COLOUR, thickness=0.03 * self._scale)
+            self._drawn.append((line, points))
+        self.look_from(np.asarray(self._client.camera.position))
 
 
 def _as_tensor(picture: UInt8[np.ndarray, "height width 3"]) -> Float[Tensor, "3 height width"]:

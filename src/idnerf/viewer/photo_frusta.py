@@ -73,7 +73,7 @@ class PhotoFrusta:
 
 
 def frustum_scale(cameras: Cameras, frame: WorldFrame) -> float:
-    """Half the median distance of a camera to its nearest neighbour, within bounds that stay visible and modest."""
+    """A third of the median distance between nearest cameras, within bounds that stay visible and modest."""
     centers = cameras.centers.double().cpu().numpy() * frame.scale
     distances = np.linalg.norm(centers[:, None] - centers[None], axis=-1) + np.diag(np.full(len(centers), np.inf))
-    return float(np.clip(0.5 * np.median(distances.min(1)), 0.01 * FOCUS_DISTANCE, 0.1 * FOCUS_DISTANCE))
+    return float(np.clip(np.median(distances.min(1)) / 3, 0.01 * FOCUS_DISTANCE, 0.1 * FOCUS_DISTANCE))

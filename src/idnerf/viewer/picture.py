@@ -19,8 +19,8 @@ MODES: tuple[Mode, ...] = ("Colour", "Depth", "Confidence")
 BACKGROUND = 0.12
 """Grey that uncertain pixels fade to."""
 
-FADE_FROM, FADE_TO = 0.25, 0.55
-"""Certainty at which a pixel has faded away, and above which it is shown as it is."""
+FADE_FROM, FADE_TO = 0.1, 0.35
+"""Confidence at which a pixel has faded away, and above which it is shown as it is."""
 
 CLOSE, FAR = 12.0, 25.0
 """Degrees from the nearest source's ray up to which a picture is as good as it gets, and from which it is a guess."""
@@ -56,11 +56,24 @@ class Picture:
         return float((close & (self.support.seen >= 2)).float().mean())
 
     @property
+    def allowed(self) -> Float[Tensor, "height width"]:
+        """What the sources allow, in [0, 1]: all where two see the surface, half where one does; less when they see it
+        from another side."""
+        from_here = ((FAR - self.support.angle) / (FAR - CLOSE)).clamp(0, 1)
+        return self.support.seen.clamp_max(2) / 2 * from_here
+
+    @property
     def certainty(self) -> Float[Tensor, "height width"]:
-        """The model's confidence, times what the sources allow: all if two see the surface, half if one does; less
-        when they see it from another side."""
-        allowed = self.support.seen.clamp_max(2) / 2 * ((FAR - self.support.angle) / (FAR - CLOSE)).clamp(0, 1)
-        return allowed if self.output.confidence is None else self.output.confidence * allowed
+        """The model's confidence, as far as the sources allow it."""
+        return self.allowed if self.output.confidence is None else self.output.confidence * self.allowed
+
+    @property
+    def kept(self) -> Float[Tensor, "height width"]:
+        """What fading leaves of every pixel, in [0, 1]."""
+        kept = self.allowed
+        if self.output.confidence is not None:
+            kept = kept * ((self.output.confidence - FADE_FROM) / (FADE_TO - FADE_FROM)).clamp(0, 1)
+        return F.avg_pool2d(kept[None, None], 3, stride=1, padding=1, count_include_pad=False)[0, 0]
 
 
 def display(picture: Picture, mode: Mode, *, fade: bool) -> UInt8[np.ndarray, "height width 3"]:
@@ -77,9 +90,7 @@ def display(picture: Picture, mode: Mode, *, fade: bool) -> UInt8[np.ndarray, "h
     else:
         shown = picture.output.rgb
     if fade and mode != "Confidence":
-        kept = ((picture.certainty - FADE_FROM) / (FADE_TO - FADE_FROM)).clamp(0, 1)
-        kept = F.avg_pool2d(kept[None, None], 3, stride=1, padding=1, count_include_pad=False)[0, 0]
-        shown = torch.lerp(torch.full_like(shown, BACKGROUND), shown, kept)
+        shown = torch.lerp(torch.full_like(shown, BACKGROUND), shown, picture.kept)
     return (shown.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
 
 
@@ -102,11 +113,13 @@ def warning(picture: Picture) -> str | None:
         return None
     angle = float(picture.support.angle.median())
     if angle >= 180:
-        reason = "most of what this camera looks at is in none of the photos in use"
+        reason = "the photos in use show nothing of most of this view"
     elif angle > (CLOSE + FAR) / 2:
         reason = f"the photos in use were taken {angle:.0f} degrees away from here"
     else:
-        reason = "fewer than two of the photos in use see most of this"
+        reason = (
+            f"fewer than two of the photos in use see {100 * float((picture.support.seen < 2).float().mean()):.0f} %"
+        )
     if picture.supported < LOST:
         return f"Out of range: {reason}. What is rendered is a guess: go back towards the photos."
-    return f"Near the edge: {reason}; that part is a guess."
+    return f"Near the edge: {reason}. What they do not support is a guess."

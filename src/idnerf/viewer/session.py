@@ -4,6 +4,7 @@ import io
 import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,21 @@ from idnerf.viewer.view_point import ViewPoint, field_inside_photo, pose_of
 from idnerf.viewer.world_frame import WorldFrame
 
 JPEG_QUALITY = 90
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A photo's view that the browser was sent to.
+
+    Attributes:
+        index: the view.
+        aspect: of the window then.
+        fields: vertical fields of view (radians) that were set for it, one for each shape the window has had.
+    """
+
+    index: int
+    aspect: float
+    fields: list[float]
 
 
 class Session:
@@ -55,6 +71,7 @@ class Session:
         self._picture: Picture | None = None
         self._asked: tuple[Any, ...] | None = None
         self._sources: tuple[int, ...] | None = None
+        self._fitted: Fitted | None = None
         self.panel = Panel(
             client.gui, scene, start, render=self.ask, redraw=self.draw, go_to=self.go_to_view, start_view=start_view
         )
@@ -78,8 +95,11 @@ class Session:
     def moved(self) -> None:
         """The browser's camera, or its window, has changed."""
         with self._lock:
+            if self._fitted is not None and abs(self.client.camera.aspect / self._fitted.aspect - 1) > 0.01:
+                self._fit_again(self._fitted)
             position = np.asarray(self.client.camera.position)
             self.frusta.look_from(position, self.panel.show_photos.value)
+            self.path.look_from(position)
             self.ask()
 
     def ask(self) -> None:
@@ -145,10 +165,7 @@ class Session:
 
     def go_to_view(self, index: int) -> None:
         """Stand where a photo was taken, with as much of its field as fits the window without its edges."""
-        camera = self.scene.cameras[index]
-        aspect = float(self.client.camera.aspect)
-        self.panel.view.value = str(self.scene.view_ids[index])
-        self.go(ViewPoint(pose_of(camera), field_inside_photo(camera, aspect), aspect))
+        self._fit(index, [])
 
     def frame_renderer(self) -> RenderFrame:
         """Renders frames to save, with the panel's settings of this moment; see ``PathEditor``."""
@@ -178,6 +195,25 @@ class Session:
         """The browser has gone."""
         self.path.close()
         self._scheduler.remove(self.client.client_id)
+
+    def _fit(self, index: int, fields: list[float]) -> None:
+        camera = self.scene.cameras[index]
+        aspect = float(self.client.camera.aspect)
+        field = field_inside_photo(camera, aspect)
+        self._fitted = Fitted(index, aspect, [*fields, field])
+        self.panel.view.value = str(self.scene.view_ids[index])
+        self.go(ViewPoint(pose_of(camera), field, aspect))
+
+    def _fit_again(self, fitted: Fitted) -> None:
+        """The window has changed its shape, as it does when the panel is laid out: a photo's view still fits it.
+
+        Unless the person has moved on from there. The browser may not have heard of the last field yet.
+        """
+        here, camera = self.view_point(), self.scene.cameras[fitted.index]
+        self._fitted = None
+        still = np.abs(here.c2w - pose_of(camera)).max() < 1e-3 * float(camera.near)
+        if still and min(abs(here.fov - field) for field in fitted.fields) < 1e-3:
+            self._fit(fitted.index, fitted.fields)
 
     def _set_field(self) -> None:
         self.client.camera.fov = float(np.radians(self.panel.fov.value))
