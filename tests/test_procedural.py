@@ -15,7 +15,14 @@ from idnerf.data.procedural.camera_effects import blur, compress, photograph, sh
 from idnerf.data.procedural.config import ProceduralConfig
 from idnerf.data.procedural.dataset import ProceduralDataset
 from idnerf.data.procedural.files import OPENCV_TO_OPENGL, save_scene
-from idnerf.data.procedural.generate import cast_shadows, depth_ranges, generate_scene, render_view, rotated_grid
+from idnerf.data.procedural.generate import (
+    cast_shadows,
+    depth_ranges,
+    end_rays,
+    generate_scene,
+    render_view,
+    rotated_grid,
+)
 from idnerf.data.procedural.layout import draw_place, draw_world
 from idnerf.data.procedural.pool import fill_pool, pack_scene, scene_path, unpack_scene
 from idnerf.data.procedural.primitives import relief_depth, sheet_depth
@@ -526,3 +533,27 @@ def test_bad_config_is_named_in_one_line(field):
 def test_missing_pool_file_says_so(tmp_path):
     with pytest.raises(InputError, match="fill the pool"):
         unpack_scene(tmp_path / "none.safetensors")
+
+
+def test_things_at_the_camera_and_rays_that_leave_the_scene_keep_depth_and_range_finite():
+    depth = torch.full((2, 4, 5), 3.0)
+    depth[0, 0, 0], depth[1, 1, 1] = 1e-5, float("inf")
+    ended = end_rays(depth)
+    assert torch.isfinite(ended).all() and ended[1, 1, 1] > 100 * 3.0
+    assert torch.equal(ended[torch.isfinite(depth)], depth[torch.isfinite(depth)])
+    for seed in range(8):
+        near, far = depth_ranges(ended, 7.0, random.Random(seed))
+        assert (near > 0.01).all() and torch.isfinite(far).all() and (far > near).all()
+    generated = generate_scene(455, ProceduralConfig(size=(48, 36), num_views=2))  # open to the sky, a leaf at the lens
+    assert torch.isfinite(generated.depth).all() and torch.isfinite(generated.views.cameras.far).all()
+
+
+def test_count_seen_takes_depth_that_is_no_number_as_unseen():
+    scene = generate_scene(3, ProceduralConfig(size=(32, 24), num_views=3, complexity=(0.0, 0.0)))
+    cameras, depth = scene.views.cameras, scene.depth.clone()
+    expected = count_seen(cameras[1:], depth[1:], cameras[0], depth[0])
+    depth[0, 5, 5], depth[0, 6, 6] = float("inf"), float("nan")
+    seen = count_seen(cameras[1:], depth[1:], cameras[0], depth[0])
+    assert seen[5, 5] == 0 and seen[6, 6] == 0
+    seen[5, 5], seen[6, 6] = expected[5, 5], expected[6, 6]
+    assert torch.equal(seen, expected)

@@ -36,6 +36,7 @@ def count_seen(
     points = unproject(target, target_depth).reshape(*shape[:-2], 1, -1, 3)
     pixels, depth = project(points.expand(*shape[:-2], views, -1, 3), source)
     inside = visible(pixels, depth, source.size)
+    pixels = torch.where(inside[..., None], pixels, 0.0)  # also where depth, and so the pixel, is not a number
     column = (pixels[..., 0] - 0.5).clamp(0, width - 1)
     row = (pixels[..., 1] - 0.5).clamp(0, height - 1)
     left, top = column.floor().long(), row.floor().long()

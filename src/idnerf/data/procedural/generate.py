@@ -24,6 +24,11 @@ from idnerf.data.procedural.rigs import draw_rig, loguniform
 from idnerf.data.procedural.shading import ShadowMap, shade
 from idnerf.types import Cameras, Views
 
+NEAREST = 0.01
+"""Near is at least about this share of a view's median depth, whatever reaches the camera."""
+OPEN_SKY = 1000.0
+"""Depth, in medians, of a ray that leaves the scene."""
+
 
 def to_device(world: World, device: torch.device | str) -> World:
     """The world's tables on another device (they are always drawn on the CPU: scenes do not depend on it)."""
@@ -152,15 +157,24 @@ def depth_ranges(
     """Near and far: each view's own range with random slack, or one for all (0.8 min, 1.2 max: LLFF).
 
     Seven times in ten the range ends with the content (``content_far``): the sky or backdrop behind is then
-    beyond far, as it is where ranges come from reconstructed points.
+    beyond far, as it is where ranges come from reconstructed points. A thing that reaches the camera does not pull
+    near below a hundredth of the median depth.
     """
-    low, high = depth.flatten(1).amin(1), depth.flatten(1).amax(1)
+    flat = depth.flatten(1)
+    low, high = torch.maximum(flat.amin(1), NEAREST * flat.median(1).values), flat.amax(1)
     if rng.random() < 0.7:
         high = high.clamp_max(content_far)
         low = torch.minimum(low, 0.7 * high)
     if rng.random() < 0.3:
         return 0.8 * low.min().expand(len(low)).clone(), 1.2 * high.max().expand(len(high)).clone()
     return low * loguniform(rng, 0.5, 0.98), high * loguniform(rng, 1.02, 1.8)
+
+
+def end_rays(depth: Float[Tensor, "view height width"]) -> Float[Tensor, "view height width"]:
+    """Depth of pixels whose ray leaves the scene (infinite): far behind everything, but a number."""
+    hit = torch.isfinite(depth)
+    typical = depth[hit].median() if hit.any() else depth.new_tensor(1.0)
+    return torch.where(hit, depth, OPEN_SKY * typical)
 
 
 @torch.no_grad()
@@ -186,7 +200,7 @@ def generate_scene(seed: int, config: ProceduralConfig, device: torch.device | s
     if config.photo > 0:
         images = compress(images, config.photo, rng)
     scale = loguniform(rng, 0.1, 100.0)
-    depth = depth * scale
+    depth = end_rays(depth) * scale
     near, far = depth_ranges(depth, world.content_far * scale, rng)
     c2w = torch.stack([c.c2w for c in rig.cameras])
     turn = torch.eye(4)
