@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import sys
 import time
 from concurrent.futures import CancelledError
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from idnerf import cli
 from idnerf.data.load import load_scene
 from idnerf.data.procedural.config import ProceduralConfig
 from idnerf.data.procedural.files import save_scene
@@ -938,6 +940,31 @@ def test_the_command_warns_before_it_listens_elsewhere(scene, model, monkeypatch
         with pytest.raises(KeyboardInterrupt):
             command.view(scene.root, host=host, weights=str(weights))
         assert (expected in warned[0] if expected else warned[0] == "") and warned[-1] == "closed"
+
+
+BAD = {
+    "port": (["--port", "70000"], "--port"),
+    "address": (["--host", "203.0.113.7"], "--host"),
+    "one source": (["--num-sources", "1"], "--num-sources"),
+    "more sources than views": (["--num-sources", "6"], "--num-sources"),
+    "one view": (["--sources", "2,2"], "--sources"),
+    "unknown view": (["--sources", "2,9"], "no view 9"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line(case, scene):
+    pytest.importorskip("viser")
+    arguments, expected = BAD[case]
+    with pytest.raises(InputError, match=expected) as error:
+        cli.main(["view", str(scene.root), *arguments])
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_without_viser_the_command_says_what_to_install(scene, monkeypatch):
+    monkeypatch.setitem(sys.modules, "viser", None)
+    with pytest.raises(InputError, match=r"pip install 'idnerf\[viewer\]'"):
+        cli.main(["view", str(scene.root)])
 
 
 def test_rays_of_a_view_are_those_of_its_photo_when_the_window_is_the_photo(scene):
