@@ -120,19 +120,19 @@ AIMS = (
 
 
 def aims_table(board: Board, targets: Targets, rows: Rows) -> list[str]:
-    """The aims beside what was measured."""
+    """The aims beside what was measured; two numbers of sources are compared on the targets that both have."""
+    ours = rows["weights"]
+    keys = [(folder, t) for folder, ids in targets.items() for t in ids]
 
-    def half_size(n: int) -> Scores | None:
-        keys = [(folder, n, t) for folder, ids in targets.items() for t in ids]
-        return average([rows["weights"][k] for k in keys if k in rows["weights"]], board.crops[0])
+    def psnrs(n: int, other: int) -> list[float]:
+        both = [(f, t) for f, t in keys if (f, n, t) in ours and (f, other, t) in ours]
+        return [ours[f, n, t]["crops"][f"{board.crops[0]:g}"]["psnr"] for f, t in both]
 
-    three, two, five = half_size(3), half_size(2), half_size(5)
-    measured = [
-        f"{three['psnr']:.2f} dB" if three else "-",
-        f"{three['ssim']:.3f}" if three else "-",
-        f"{three['psnr'] - two['psnr']:.2f} dB" if three and two else "-",
-        f"{five['psnr'] - three['psnr']:+.2f} dB" if three and five else "-",
-    ]
+    three = average([ours[f, 3, t] for f, t in keys if (f, 3, t) in ours], board.crops[0])
+    measured = [f"{three['psnr']:.2f} dB" if three else "-", f"{three['ssim']:.3f}" if three else "-"]
+    for better, worse in ((3, 2), (5, 3)):
+        a, b = psnrs(better, worse), psnrs(worse, better)
+        measured.append(f"{mean(a) - mean(b):+.2f} dB ({len(a)} views)" if a else "-")
     lines = ["| | aim | measured |", "|---|---|---|"]
     return lines + [f"| {what} | {aim} | {got} |" for (what, aim), got in zip(AIMS, measured, strict=True)]
 

@@ -109,6 +109,8 @@ def test_a_table_compares_the_same_views_and_leaves_gaps_open(board):
     assert set(cells) == {("2", "x"), ("2", "mean"), ("3", "x"), ("3", "y"), ("3", "mean")}
     assert cells["3", "x"][2:4] == ["2", "21.00"] and cells["3", "mean"][2:4] == ["3", "24.00"]
     assert cells["3", "x"][8:] == ["5.00 / 0.500", "-", "-"]  # a reference that lacks a view says nothing
+    aims = scoreboard.aims_table(board, targets, rows)
+    assert "| 24.00 dB |" in aims[2] and "+10.00 dB (1 views)" in aims[4] and aims[5].endswith("| - |")
     assert scoreboard.board_table(board, 1.0, targets, rows)[-1].split("|")[4].strip(" *") == "23.00"
 
 
