@@ -30,7 +30,7 @@ def test_they_are_small_and_in_half_precision(model):
 
 @pytest.mark.parametrize("num_sources", [2, 3, 4])
 def test_they_beat_every_reference_row_on_a_scene_they_never_saw(model, num_sources):
-    scene = load_scene(Path(str(resources.files("idnerf") / "demo_scene"))).resized((160, 120))
+    scene = load_scene(Path(str(resources.files("idnerf") / "demo_scene"))).resized((240, 180))
     result = evaluate_scene(scene, model.render, get_protocol("nearest"), num_sources, targets=(0,))
     ours = result.views[0]
     for row, views in result.references.items():
