@@ -32,7 +32,7 @@ MAX_MEAN_ERROR_PX = 2.0
 
 TURNING_PX, TURNING_SHARE = 1.0, 0.0015
 """Pairs that a turning camera explains within this many pixels, or this share of the longer side if that is more
-(unknown lens distortion grows with the picture), show no parallax."""
+(what a lens does beyond k1 grows with the picture), show no parallax."""
 
 OUTLIER_PX = 2.0
 """Observations that reproject worse are left out of the written model and of the depth range."""

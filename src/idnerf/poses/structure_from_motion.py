@@ -6,6 +6,8 @@ instead of 16, points seen by two photos kept, one camera for all photos, its le
 photos hold it down, and several attempts from different focal lengths, of which the best supported one is kept.
 """
 
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +66,7 @@ def load_pycolmap() -> Any:
     Raises:
         InputError: not installed.
     """
+    on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         import pycolmap
     except ImportError:
@@ -71,6 +74,9 @@ def load_pycolmap() -> Any:
             "finding poses needs pycolmap, which is not installed: pip install 'idnerf[poses]' "
             "(or bring poses: COLMAP, transforms.json, LLFF)"
         ) from None
+    # Its import installs a handler that answers SIGTERM with a stack trace; only the main thread may set another.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_terminate or signal.SIG_DFL)
     pycolmap.logging.minloglevel = pycolmap.logging.Level.FATAL.value
     return pycolmap
 
