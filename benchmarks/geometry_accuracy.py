@@ -37,7 +37,7 @@ FILTERS = {
     "confidence 0.9": replace(DEFAULT, min_confidence=0.9),
     "3 views": replace(DEFAULT, min_views=3),
     "depth tolerance 0.01": replace(DEFAULT, depth_tolerance=0.01),
-    "depth tolerance 0.1": replace(DEFAULT, depth_tolerance=0.1),
+    "depth tolerance 0.05": replace(DEFAULT, depth_tolerance=0.05),
 }
 
 
@@ -94,7 +94,7 @@ def main(
     num_views: int = 6,
     num_sources: int = 4,
     complexity: tuple[float, float] = (0.2, 0.8),
-    resolution: int = 128,
+    resolution: int = 160,
     weights: str = "default",
     device: str = "auto",
 ) -> None:

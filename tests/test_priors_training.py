@@ -214,6 +214,11 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, expected, capsys, tmp_
     assert not (tmp_path / "run" / "prior").exists()
 
 
+def test_a_run_is_not_resumed_with_another_autoencoder(run, config):
+    with pytest.raises(InputError, match=r"--autoencoder-steps: .* was started with 2, got 5"):
+        train_small_prior(replace(config, resume=run, autoencoder_steps=5), torch.device("cpu"))
+
+
 def test_a_run_folder_is_not_overwritten(run, config):
     with pytest.raises(InputError, match="--resume"):
         train_small_prior(replace(config, out=run), torch.device("cpu"))

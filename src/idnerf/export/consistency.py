@@ -23,7 +23,7 @@ class FilterConfig:
     """Depth maps that must agree on a point, the one that shows it included; 1 asks no other."""
     pixel_tolerance: float = 1.0
     """Two depth maps agree when going over and back lands within so many pixels ..."""
-    depth_tolerance: float = 0.03
+    depth_tolerance: float = 0.02
     """... and within this share of the depth."""
 
     def __post_init__(self) -> None:

@@ -21,7 +21,7 @@ from idnerf.geometry.rays import unproject
 class MeshConfig:
     """How a surface is made of depth maps."""
 
-    resolution: int = 192
+    resolution: int = 256
     """The volume has about the cube of this many cells."""
     truncation: float = 4.0
     """Depth maps are believed within so many cells of their surface."""

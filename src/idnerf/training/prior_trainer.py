@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
@@ -66,7 +67,7 @@ class PriorTrainerConfig:
     """Steps of the autoencoder."""
     unet_steps: int = 6000
     """Steps of the U-Net."""
-    crop: int = 96
+    crop: int = 64
     """Side of the autoencoder's training windows in pixels, a multiple of 8."""
     autoencoder_batch: int = 8
     """Windows per step of the autoencoder."""
@@ -155,6 +156,9 @@ def train_small_prior(config: PriorTrainerConfig, device: torch.device) -> Path:
     start = 0
     if config.resume is not None:
         state = load_state(run / STATE_FILE)
+        begun = state.config.get("autoencoder_steps")
+        if begun != config.autoencoder_steps:  # it says where the U-Net's steps begin
+            raise InputError(f"--autoencoder-steps: {run} was started with {begun}, got {config.autoencoder_steps}")
         restore(state, networks, ema, optimizer)
         start = state.step
     groups, held_out = make_groups(config)
@@ -241,7 +245,7 @@ class PriorTraining:
             log.numbers(done, self.measure(done, unet=not first), "held_out")
 
     def autoencoder_terms(self, step: int) -> dict[str, Float[Tensor, ""]]:
-        """Charbonnier, SSIM and Kullback-Leibler terms of one batch of windows."""
+        """Charbonnier (of pixels and of 8x8 means), SSIM and Kullback-Leibler terms of one batch of windows."""
         c = self.config
         images = autoencoder_crops(self.groups, c.seed, step, c.autoencoder_batch, c.crop).to(self.device)
         posterior = self.networks.autoencoder.encode(2 * images - 1).latent_dist
@@ -250,6 +254,8 @@ class PriorTraining:
         result = (decoded + 1) / 2
         return {
             "charbonnier": charbonnier(result, images),
+            # colours come late by themselves: what a latent covers must first of all be right on average
+            "means": charbonnier(F.avg_pool2d(result, FACTOR), F.avg_pool2d(images, FACTOR)),
             "ssim": 0.2 * ssim_loss(result, images),
             "kl": c.kl * posterior.kl().mean(),
             "squared_error": (result - images).square().mean().detach(),
