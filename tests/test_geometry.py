@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from idnerf.geometry.cameras import crop, invert_rigid, resize
-from idnerf.geometry.projection import bilinear_lookup, frustum_homography, project, visible
+from idnerf.geometry.precision import full_precision
+from idnerf.geometry.projection import bilinear_lookup, frustum_homography, homography_rays, project, visible
 from idnerf.geometry.rays import image_rays, pixel_centers, rays_at_pixels, unproject
 from idnerf.types import Cameras
 
@@ -99,3 +100,32 @@ def test_bilinear_lookup_equals_grid_sample_values_and_gradients(size, generator
     (ours_grad,) = torch.autograd.grad(ours, maps, upstream, retain_graph=True)
     (theirs_grad,) = torch.autograd.grad(theirs, maps, upstream)
     torch.testing.assert_close(ours_grad, theirs_grad, atol=1e-5, rtol=1e-5)
+
+
+def test_homography_rays_are_the_matrix_products(generator):
+    A = torch.randn(2, 3, 3, 3, generator=generator, dtype=torch.float64)
+    pixels = torch.rand(7, 2, generator=generator, dtype=torch.float64) * 100
+    expected = F.pad(pixels, (0, 1), value=1.0) @ A.transpose(-1, -2)
+    torch.testing.assert_close(homography_rays(A, pixels), expected)
+
+
+def test_mixed_precision_leaves_the_geometry_alone(generator):
+    """Under autocast a plain matrix product is rounded to 8 bits; what is marked is the same to the last bit."""
+    points = torch.randn(50, 3, generator=generator) + torch.tensor([0.0, 0.0, 6.0])
+    K = torch.tensor([[500.0, 0.0, 320.0], [0.0, 500.0, 256.0], [0.0, 0.0, 1.0]])
+    c2w = torch.eye(4)
+    c2w[:3, 3] = torch.tensor([0.1, -0.2, 0.3])
+    bounds = torch.tensor(1.0), torch.tensor(9.0)
+    camera = Cameras(c2w, K, (640, 512), *bounds)
+    other = Cameras(torch.eye(4)[None], K[None], (640, 512), bounds[0][None], bounds[1][None])
+    expected = [project(points, camera)[0], *frustum_homography(camera, other), unproject_centre(camera)]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (points @ K).dtype == torch.bfloat16
+        assert full_precision(torch.matmul)(points, K).dtype == torch.float32
+        found = [project(points, camera)[0], *frustum_homography(camera, other), unproject_centre(camera)]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def unproject_centre(camera: Cameras) -> torch.Tensor:
+    return rays_at_pixels(camera, torch.tensor([[320.5, 100.5]])).directions

@@ -23,6 +23,7 @@ from idnerf.checkpoint import read_tensors
 from idnerf.config import PRESETS, DTUTraining, ProceduralTraining, run_training
 from idnerf.data.procedural.config import ProceduralConfig
 from idnerf.errors import InputError
+from idnerf.geometry.projection import project
 from idnerf.models.cascade import CascadeConfig
 from idnerf.models.idnerf import IDNeRF, ModelConfig
 from idnerf.models.paper import PaperConfig
@@ -33,6 +34,7 @@ from idnerf.training.examples import (
     StepDataset,
     bounds_from_sources,
     cut_tile,
+    mirror,
     recolour,
     seeded,
     stack_examples,
@@ -284,6 +286,35 @@ def test_recolouring_keeps_equal_colours_equal_and_stays_in_range():
     assert torch.equal(changed.target.images, changed.source.images[1])
     assert (changed.target.images - same.target.images).abs().max() > 0.01
     assert changed.target.images.min() >= 0 and changed.target.images.max() <= 1
+
+
+def test_mirroring_moves_every_point_to_the_mirrored_pixel():
+    example = tiny_example()
+    skewed = example.source.cameras.K.clone()
+    skewed[..., 0, 1] = 0.7
+    example = replace(
+        example, source=replace(example.source, cameras=replace(example.source.cameras, K=skewed)), depth=None
+    )
+    mirrored = mirror(example)
+    points = torch.randn(20, 3, generator=seeded(3)) * 0.5 + torch.tensor([0.0, 0.0, 5.0])
+    reflected = points * torch.tensor([-1.0, 1.0, 1.0])
+    for before, after in ((example.source, mirrored.source), (example.target, mirrored.target)):
+        count = before.cameras.shape
+        pixels, depth = project(points.expand(*count, -1, -1), before.cameras)
+        moved, moved_depth = project(reflected.expand(*count, -1, -1), after.cameras)
+        torch.testing.assert_close(moved[..., 0], before.cameras.width - pixels[..., 0], atol=1e-3, rtol=1e-4)
+        torch.testing.assert_close(moved[..., 1], pixels[..., 1], atol=1e-3, rtol=1e-4)
+        torch.testing.assert_close(moved_depth, depth)
+        assert torch.equal(after.images, before.images.flip(-1))
+        assert torch.allclose(torch.linalg.det(after.cameras.c2w), torch.tensor(1.0))
+    twice = mirror(mirrored)
+    torch.testing.assert_close(twice.source.cameras.K, example.source.cameras.K)
+    assert torch.equal(twice.target.images, example.target.images)
+
+
+def test_bfloat16_is_for_the_cascade():
+    with pytest.raises(InputError, match="precision bf16"):
+        TrainerConfig(precision="bf16", model=ModelConfig(configuration="paper"))
 
 
 def test_bounds_come_from_the_sources_alone():

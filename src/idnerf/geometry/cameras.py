@@ -6,9 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from idnerf.geometry.precision import full_precision
 from idnerf.types import Cameras
 
 
+@full_precision
 def invert_rigid(matrix: Float[Tensor, "*batch 4 4"]) -> Float[Tensor, "*batch 4 4"]:
     """Inverse of a rigid motion [R | t]: [R^T | -R^T t]. Swaps c2w and w2c."""
     rotation_t = matrix[..., :3, :3].transpose(-1, -2)

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from idnerf.geometry.precision import full_precision
 from idnerf.types import Cameras, Rays
 
 
@@ -27,6 +28,7 @@ def inverse_intrinsics(K: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 
     return inverse
 
 
+@full_precision
 def rays_at_pixels(cameras: Cameras, pixels: Float[Tensor, "*batch ray 2"]) -> Rays:
     """Rays through pixel positions (u, v) of each camera; unit directions in the world.
 

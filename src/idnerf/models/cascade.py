@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from idnerf.errors import InputError
 from idnerf.geometry.cameras import crop
 from idnerf.models.activation import start_at_unit_gain
+from idnerf.models.depth_range import fitted_range
 from idnerf.models.feature_pyramid import FeaturePyramid, PyramidFeatures
 from idnerf.models.fine_samples import FineOutput, FineSamples
 from idnerf.models.frustum_volume import DepthDistribution, FrustumVolume
@@ -168,6 +169,11 @@ class Cascade(nn.Module):
         if self.latent is None or features.latent_maps is None:
             return None
         return self.latent(features.latent_maps, features.cameras, target)
+
+    def fit_range(self, features: CascadeFeatures, target: Cameras, quality: Quality = "full") -> Cameras:
+        """Whole targets [batch] with near and far moved apart where the sources show surfaces beyond them."""
+        planes = self.config.planes if quality == "full" else self.config.planes_fast
+        return fitted_range(self.volume, features.pyramid, features.cameras, target, planes)
 
     def forward(
         self,

@@ -126,10 +126,10 @@ class FeaturePyramid(nn.Module):
         s4 = self.down4(activate(s3))
         s3 = self.up3(s3 + upsample2(self.lateral3(activate(s4))))
         s2 = self.up2(s2 + upsample2(self.lateral2(activate(s3))))
-        coarse = self.coarse_head(activate(s2)).permute(0, 2, 3, 1)
+        coarse = self.coarse_head(activate(s2)).permute(0, 2, 3, 1).float()
         s1 = self.up1(s1 + upsample2(self.lateral1(activate(s2))))
         s0 = s0 + upsample2(self.lateral0(activate(s1)))
-        fine = self.fine_head(s0).permute(0, 2, 3, 1)
+        fine = self.fine_head(s0).permute(0, 2, 3, 1).float()
         fine = torch.cat([normalize_groups(fine, self.fine_groups), x.permute(0, 2, 3, 1)], -1)
         return normalize_groups(coarse, self.coarse_groups), fine
 

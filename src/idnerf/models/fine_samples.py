@@ -9,6 +9,7 @@ the same picture for an eighth of the blending's cost, and the blending may then
 """
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from idnerf.geometry.cameras import crop
 from idnerf.geometry.projection import (
     bilinear_lookup,
     frustum_homography,
+    homography_rays,
     safe_depth,
     trilinear_lookup,
     visible,
@@ -95,11 +97,13 @@ class SampleAttention(nn.Module):
         samples = x.shape[1]
         qkv = self.to_qkv.weight @ self.norm(x).flatten(1, 2).transpose(1, 2) + self.to_qkv.bias[:, None]
         q, k, v = qkv.unflatten(1, (3, self.heads, self.head_width)).unflatten(-1, (samples, -1)).unbind(1)
-        scores = torch.stack([(q * k[..., s : s + 1, :]).sum(2) for s in range(samples)], 3)  # batch head asks answers
-        attention = softmax_of_few(scores * self.head_width**-0.5, 3)
-        mixed = attention[:, :, None, :, 0] * v[..., :1, :]
-        for s in range(1, samples):
-            mixed = torch.addcmul(mixed, attention[:, :, None, :, s], v[..., s : s + 1, :])
+        # unbind, not indexing: its gradient is one stack instead of one full-size sum per sample
+        scores = torch.stack([(q * key[..., None, :]).sum(2) for key in k.unbind(-2)], 3)  # batch head asks answers ray
+        attention = softmax_of_few(scores * self.head_width**-0.5, 3).unbind(3)
+        values = v.unbind(-2)
+        mixed = attention[0][:, :, None] * values[0][..., None, :]
+        for share, value in zip(attention[1:], values[1:], strict=True):
+            mixed = torch.addcmul(mixed, share[:, :, None], value[..., None, :])
         return x + self.out(mixed.flatten(1, 2).flatten(2).transpose(1, 2)).unflatten(1, (samples, -1))
 
 
@@ -169,34 +173,48 @@ class FineSamples(nn.Module):
         looked_up, seen = self._look_up(features, source, target, 1 / near + positions * (1 / far - 1 / near))
         visibility = seen.to(looked_up.dtype)[..., None]
 
-        mean = masked_mean(looked_up, visibility)
-        colours = looked_up[..., self.fine_channels :]
-        colour_spread = masked_mean(colours.square(), visibility) - mean[..., self.fine_channels :].square()
-        similarity = pair_similarity(looked_up[..., : self.fine_channels], seen, self.groups)
-        order = torch.arange(samples, device=mean.device, dtype=mean.dtype).add(0.5).div(samples)
-        order = order[None, :, None].expand_as(positions).reshape(len(mean), -1, 1)
+        # photos take no gradient: cut off here, nothing of the size of all samples flows back through colours
+        matched, colours = looked_up[..., : self.fine_channels], looked_up[..., self.fine_channels :].detach()
+        mean_colour = masked_mean(colours, visibility)
+        colour_spread = masked_mean(colours.square(), visibility) - mean_colour.square()
+        similarity = pair_similarity(matched, seen, self.groups)
+        order = torch.arange(samples, device=positions.device, dtype=positions.dtype).add(0.5).div(samples)
+        order = order[None, :, None].expand_as(positions).reshape(len(positions), -1, 1)
         along = positions.flatten(1)[..., None]
-        cues = torch.cat([similarity, mean, colour_spread * 4, voxels, visibility.mean(1), along, order], -1)
+        cues = torch.cat(
+            [
+                similarity,
+                masked_mean(matched, visibility),
+                mean_colour,
+                colour_spread * 4,
+                voxels,
+                visibility.mean(1),
+                along,
+                order,
+            ],
+            -1,
+        )
         tokens = self.embed(cues).unflatten(1, (samples, -1))
         if ray_cue is not None:
             tokens = tokens + ray_cue.flatten(1, 2)[:, None]
         tokens = self.attention(self._mix_over_tile(tokens, size))
-        matched = similarity[..., : self.groups].mean(-1).unflatten(1, (samples, -1))
-        sigmas = F.softplus(self.density(tokens)[..., 0] + self.similarity_gain * matched)
+        agreement = similarity[..., : self.groups].mean(-1).unflatten(1, (samples, -1))
+        sigmas = F.softplus(self.density(tokens)[..., 0].float() + self.similarity_gain * agreement)
         weights, opacity = closed_ray_weights(sigmas.transpose(1, 2))  # batch ray sample
         weights = weights.transpose(1, 2)
 
-        def composited(values: Tensor) -> Tensor:
-            """Values [... sample ray channel] to an image, channels last in memory."""
-            image = (weights.unflatten(0, (len(weights), *[1] * (values.ndim - 4)))[..., None] * values).sum(-3)
-            return image.unflatten(-2, size).movedim(-1, -3)
-
         position = (weights * positions).sum(1)
         variance = (weights * (positions - position[:, None]).square()).sum(1)
-        views = torch.cat([looked_up, visibility], -1).unflatten(2, (samples, -1))
+
+        def as_image(values: Tensor) -> Tensor:
+            """[... ray channel] to an image, channels last in memory."""
+            return values.unflatten(-2, size).movedim(-1, -3)
+
+        views = [composite_along_ray(weights[:, None], x.unflatten(2, (samples, -1))) for x in (matched, colours)]
+        in_view = (weights[:, None] * visibility.flatten(2).unflatten(2, (samples, -1))).sum(2)
         return FineOutput(
-            views=composited(views),
-            tokens=composited(tokens),
+            views=as_image(torch.cat([*views, in_view[..., None]], -1)),
+            tokens=as_image(composite_along_ray(weights, tokens)),
             position=position.unflatten(1, size),
             spread=(variance + 1e-8).sqrt().unflatten(1, size),
             opacity=opacity.unflatten(1, size),
@@ -233,9 +251,9 @@ class FineSamples(nn.Module):
     ]:
         """Features and colour in every view, and visibility."""
         batch, view = source.shape
-        pixels = F.pad(pixel_centers(target.size, target.device).reshape(-1, 2), (0, 1), value=1.0)
         A, b = frustum_homography(target, source)
-        rays = (pixels @ A.transpose(-1, -2))[:, :, None]  # batch view 1 ray 3
+        pixels = pixel_centers(target.size, target.device).reshape(-1, 2)
+        rays = homography_rays(A, pixels)[:, :, None]  # batch view 1 ray 3
         moved = rays + b[:, :, None, None] * inverse_depth[:, None, ..., None]
         moved = moved.flatten(2, 3)
         positions = moved[..., :2] / safe_depth(moved[..., 2:])
@@ -262,6 +280,37 @@ class FineSamples(nn.Module):
         image = tokens.flatten(0, 1).unflatten(1, size).permute(0, 3, 1, 2)  # channels last in memory
         image = image + self.spatial_out(activate(self.spatial(activate(image))))
         return image.permute(0, 2, 3, 1).reshape(tokens.shape)
+
+
+class _CompositeAlongRay(torch.autograd.Function):
+    """sum_s weights[s] values[s], sample by sample in both directions: nothing of the size of all samples is stored."""
+
+    @staticmethod
+    def forward(ctx: Any, weights: Float[Tensor, "... sample ray"], values: Float[Tensor, "... sample ray channel"]):
+        ctx.save_for_backward(weights, values)
+        total = weights[..., 0, :, None] * values[..., 0, :, :]
+        for s in range(1, values.shape[-3]):
+            total.addcmul_(weights[..., s, :, None], values[..., s, :, :].to(total.dtype))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None]:
+        weights, values = ctx.saved_tensors
+        (gradient,) = gradients
+        of_weights = torch.empty_like(values[..., 0], dtype=weights.dtype)
+        of_values = torch.empty_like(values) if ctx.needs_input_grad[1] else None
+        for s in range(values.shape[-3]):
+            of_weights[..., s, :] = (gradient * values[..., s, :, :]).sum(-1)
+            if of_values is not None:
+                of_values[..., s, :, :] = gradient * weights[..., s, :, None]
+        return of_weights.sum_to_size(weights.shape), of_values
+
+
+def composite_along_ray(
+    weights: Float[Tensor, "*#batch sample ray"], values: Float[Tensor, "*batch sample ray channel"]
+) -> Float[Tensor, "*batch ray channel"]:
+    """Weighted sum over the samples of a ray (NeRF, arXiv 2003.08934, eq. 3, the weights given)."""
+    return _CompositeAlongRay.apply(weights, values)
 
 
 def closed_ray_weights(

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from idnerf.geometry.projection import bilinear_lookup, frustum_homography, safe_depth, visible
+from idnerf.geometry.projection import bilinear_lookup, frustum_homography, homography_rays, safe_depth, visible
 from idnerf.geometry.rays import pixel_centers
 from idnerf.models.activation import activate
 from idnerf.models.feature_pyramid import PyramidFeatures, ResidualBlock
@@ -83,7 +83,7 @@ class FrustumVolume(nn.Module):
         inverse_depths = inverse_depth_planes(target.near, target.far, planes)
         pixels = pixel_centers((width4, height4), target.device).reshape(-1, 2) * self.scale
         A, b = frustum_homography(target, source)
-        rays = F.pad(pixels, (0, 1), value=1.0) @ A.transpose(-1, -2)  # batch view pixel 3
+        rays = homography_rays(A, pixels)  # batch view pixel 3
         chunk = planes if torch.is_grad_enabled() else PLANES_PER_CHUNK
         embedded, similarities = [], []
         for part in inverse_depths.split(chunk, dim=1):
@@ -92,8 +92,8 @@ class FrustumVolume(nn.Module):
             similarity = cues[..., : self.groups].mean(-1)
             similarities.append(similarity.unflatten(1, (-1, height4, width4)))
         x = self.head(activate(self.unet(torch.cat(embedded, 1).permute(0, 4, 1, 2, 3))))
-        logits = x[:, 0] + self.similarity_gain * torch.cat(similarities, 1)
-        return DepthDistribution(F.log_softmax(logits, dim=1), x[:, 1:])
+        logits = x[:, 0].float() + self.similarity_gain * torch.cat(similarities, 1)
+        return DepthDistribution(F.log_softmax(logits, dim=1), x[:, 1:].float())
 
     def _match(
         self,

@@ -123,6 +123,8 @@ class IDNeRF(nn.Module):
 
         ``latent``: put in the place of the inferred one (``TargetLatent.with_values``: what does it do?).
         """
+        if isinstance(self.core, Cascade):
+            target = self.core.fit_range(features, target, quality)
         latent = self.infer_latent(features, target) if latent is None else latent
         if isinstance(self.core, Cascade):
             core = self.core

@@ -58,7 +58,7 @@ class ImageRefinement(nn.Module):
         s2 = self.down2(activate(s1))
         s1 = self.up1(s1 + upsample2(self.lateral1(activate(s2))))
         s0 = self.up0(s0 + upsample2(self.lateral0(activate(s1))))
-        out = self.head(activate(s0))
+        out = self.head(activate(s0)).float()
         return blended + out[:, :3], F.softplus(out[:, 3] - 2.5) + 1e-3
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from idnerf.errors import InputError
 from idnerf.geometry.cameras import crop, invert_rigid
+from idnerf.geometry.precision import full_precision
 from idnerf.geometry.projection import bilinear_lookup, project, visible
 from idnerf.geometry.rays import image_rays, inverse_intrinsics, pixel_centers, rays_at_pixels
 from idnerf.models.view_matching import masked_mean_and_variance
@@ -71,6 +72,7 @@ class TargetLatent:
         """The same place with other content: zeros, or another scene's, to measure what the latent does."""
         return replace(self, values=values)
 
+    @full_precision
     def at(self, target: Cameras, pixels: Float[Tensor, "batch ray 2"]) -> Float[Tensor, "batch ray 4"]:
         """Bilinear values at pixels (centres at +0.5) of a crop or another size of the same target cameras."""
         homogeneous = F.pad(pixels, (0, 1), value=1.0)
@@ -90,6 +92,7 @@ def latent_cameras(target: Cameras, size: tuple[int, int] | None) -> tuple[Camer
     return crop(target, 0, 0, (cells[0] * LATENT_STRIDE, cells[1] * LATENT_STRIDE)), cells
 
 
+@full_precision
 def relative_cameras(source: Cameras, target: Cameras) -> Cameras:
     """``source`` [batch view] in the frame of ``target`` [batch], in units of the target's near."""
     unit = target.near[:, None]

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from idnerf.geometry.precision import full_precision
 from idnerf.geometry.rays import inverse_intrinsics, pixel_centers
 from idnerf.models.activation import activate
 from idnerf.models.fine_samples import FineOutput, softmax_of_few
@@ -22,8 +23,9 @@ class ViewBlending(nn.Module):
 
     def __init__(self, fine_channels: int, token_width: int, width: int):
         super().__init__()
-        # features and colour as differences from the views' mean, visibility, angle between the rays
-        self.from_view = nn.Conv2d(fine_channels + 5, width, 3, padding=1)
+        # features and colour as differences from the views' mean, visibility, angle between the rays, and how much
+        # larger it is than the nearest view's: with many views, the near ones should outweigh the many
+        self.from_view = nn.Conv2d(fine_channels + 6, width, 3, padding=1)
         self.from_tokens = nn.Conv2d(token_width, width, 1)
         self.mix = nn.Conv2d(width, width, 3, padding=1)
         self.head = nn.Conv2d(width, 1, 1)
@@ -45,17 +47,19 @@ class ViewBlending(nn.Module):
         mean = (weight * values).sum(1, keepdim=True) / weight.sum(1, keepdim=True)
         near, far = target.near[:, None, None], target.far[:, None, None]
         angle = ray_angles(source, target, 1 / near + fine.position * (1 / far - 1 / near))
-        cues = torch.cat([values - mean, visibility, angle[:, :, None]], 2).flatten(0, 1)
+        angles = torch.stack([angle, angle - angle.amin(1, keepdim=True)], 2)
+        cues = torch.cat([values - mean, visibility, angles], 2).flatten(0, 1)
         hidden = self.from_view(cues.contiguous(memory_format=torch.channels_last)).unflatten(0, (batch, view))
         hidden = hidden + self.from_tokens(fine.tokens)[:, None]
         hidden = activate(hidden if added is None else hidden + added).flatten(0, 1)
-        logits = self.head(activate(self.mix(hidden))).unflatten(0, (batch, view))
+        logits = self.head(activate(self.mix(hidden))).float().unflatten(0, (batch, view))
         shares = softmax_of_few(logits + weight.log(), 1)
         rgb = (shares * fine.colours).sum(1)
         deviation = (shares * (fine.colours - rgb[:, None]).square()).sum((1, 2))
         return rgb, (deviation + 1e-6).sqrt()
 
 
+@full_precision
 def ray_angles(
     source: Cameras, target: Cameras, inverse_depth: Float[Tensor, "batch height width"]
 ) -> Float[Tensor, "batch view height width"]:

@@ -21,9 +21,10 @@ def pair_similarity(
     see get zeros. ``features`` hold groups of unit length (or shorter, between pixels).
     """
     similarities, valid = [], []
-    for i, j in itertools.combinations(range(features.shape[1]), 2):
-        both = (visible[:, i] & visible[:, j])[..., None]
-        product = (features[:, i] * features[:, j]).unflatten(-1, (groups, -1)).sum(-1)
+    views = list(zip(features.unbind(1), visible.unbind(1), strict=True))  # unbind: one gradient for all, not one each
+    for (feature, seen), (other_feature, other_seen) in itertools.combinations(views, 2):
+        both = (seen & other_seen)[..., None]
+        product = (feature * other_feature).unflatten(-1, (groups, -1)).sum(-1)
         similarities.append(torch.where(both, product, product.new_tensor(0.0)))
         valid.append(both)
     count = torch.stack(valid).sum(0)
@@ -40,10 +41,18 @@ def masked_mean(
     """Mean over the views that see the point (mask 1), over all views where none does."""
     count = mask.sum(1, keepdim=True)
     weight = torch.where(count > 0, mask / count.clamp_min(1), 1 / mask.shape[1])
-    mean = weight[:, 0] * values[:, 0]
-    for view in range(1, values.shape[1]):  # one pass per view: no product of the size of all views is stored
-        mean = torch.addcmul(mean, weight[:, view], values[:, view])
-    return mean
+    return _weighted_sum(weight, values)
+
+
+def _weighted_sum(
+    weight: Float[Tensor, "batch view point 1"], values: Float[Tensor, "batch view point channel"]
+) -> Float[Tensor, "batch point channel"]:
+    """One pass per view: no product of the size of all views is stored."""
+    weights, parts = weight.unbind(1), values.unbind(1)
+    total = weights[0] * parts[0]
+    for one, part in zip(weights[1:], parts[1:], strict=True):
+        total = torch.addcmul(total, one, part)
+    return total
 
 
 def masked_mean_and_variance(
@@ -53,6 +62,6 @@ def masked_mean_and_variance(
     mask = visible[..., None].to(values.dtype)
     mask = torch.where(mask.sum(1, keepdim=True) > 0, mask, torch.ones_like(mask))
     weight = mask / mask.sum(1, keepdim=True)
-    mean = (weight * values).sum(1)
-    variance = (weight * (values - mean[:, None]).square()).sum(1)
-    return mean, variance
+    mean = _weighted_sum(weight, values)
+    deviations = torch.stack([(part - mean).square() for part in values.unbind(1)], 1)
+    return mean, _weighted_sum(weight, deviations)

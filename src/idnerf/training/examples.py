@@ -4,7 +4,7 @@ A scene provider draws one example (source views, a target view, exact depth whe
 ``StepDataset`` seeds that generator by (seed, step, rank), cuts the target tile and stacks the batch.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -60,7 +60,7 @@ class StepDataset(Dataset[Batch]):
         batch_size: scenes per step and process.
         source_views: (fewest, most) source views; one number is drawn per step, the same for all processes.
         tile: (width, height) of the target tile in pixels; None keeps whole images.
-        augment: recolour scenes at random (the same for every view of a scene).
+        augment: recolour and mirror scenes at random (the same for every view of a scene).
         rank, world: this process among several; their batches together are those of one process with a batch
             ``world`` times as large.
     """
@@ -91,6 +91,7 @@ class StepDataset(Dataset[Batch]):
         example = self.provider.example(item, num_sources, generator)
         if self.augment:
             example = recolour(example, generator)
+            example = mirror(example) if torch.rand((), generator=generator) < 0.5 else example
         return example if self.tile is None else cut_tile(example, self.tile, generator)
 
 
@@ -124,6 +125,26 @@ def recolour(example: Example, generator: torch.Generator) -> Example:
         Views(change(example.target.images), example.target.cameras),
         example.depth,
         example.seen,
+        example.scene,
+    )
+
+
+def mirror(example: Example) -> Example:
+    """Left and right exchanged in the scene: images flipped, cameras reflected."""
+
+    def reflected(views: Views) -> Views:
+        cameras = views.cameras
+        flip = torch.diag(cameras.c2w.new_tensor([-1, 1, 1, 1]))
+        K = cameras.K.clone()
+        K[..., 0, 2] = cameras.width - K[..., 0, 2]
+        K[..., 0, 1] = -K[..., 0, 1]
+        return Views(views.images.flip(-1), replace(cameras, c2w=flip @ cameras.c2w @ flip, K=K))
+
+    return Example(
+        reflected(example.source),
+        reflected(example.target),
+        None if example.depth is None else example.depth.flip(-1),
+        None if example.seen is None else example.seen.flip(-1),
         example.scene,
     )
 

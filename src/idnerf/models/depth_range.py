@@ -1,0 +1,90 @@
+"""A depth range that leaves surfaces out ruins a picture: look beyond it before rendering, and widen it where needed.
+
+given near, far --widen by REACH--> coarse volume at a sixteenth of the pixels --confident cells vote--> near, far
+
+Near and far of own photos are guesses, and a surface outside them cannot be rendered in its place. The votes only
+widen: a range that is too wide costs at most a tenth of a decibel (docs/limits.md), and a right one stays as it is.
+"""
+
+import math
+from dataclasses import replace
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from idnerf.geometry.cameras import resize
+from idnerf.models.feature_pyramid import PyramidFeatures
+from idnerf.models.frustum_volume import DepthDistribution, FrustumVolume
+from idnerf.rendering.sampling import inverse_depth_planes
+from idnerf.types import Cameras
+
+REACH = 2.5
+"""How far beyond near and far to look, as a factor."""
+PROBE_SCALE = 4
+"""The target is probed at this fraction of its size."""
+PEAKED = 0.6
+"""Cells vote that have this much probability within two planes of their likeliest one."""
+FEWEST_VOTES = 0.01
+"""Share of the voting cells that must lie beyond the range to widen it."""
+BEYOND = 1.04
+"""A vote lies beyond the range from this factor on: two planes of the coarse volume."""
+STEP = 1.15
+"""Ranges widen in steps of this factor, so that neighbouring frames of a video share theirs."""
+
+
+def fitted_range(
+    volume: FrustumVolume, features: PyramidFeatures, source: Cameras, target: Cameras, planes: int
+) -> Cameras:
+    """``target`` [batch] with near and far moved apart where confident matches lie beyond them.
+
+    Args:
+        source: [batch view].
+        planes: of the volume over the given range; the wider one gets as many per unit of inverse depth.
+    """
+    stride = FrustumVolume.scale * 2
+    size = (
+        max(stride, target.width // PROBE_SCALE // stride * stride),
+        max(stride, target.height // PROBE_SCALE // stride * stride),
+    )
+    wide = replace(resize(target, size), near=target.near / REACH, far=target.far * REACH)
+    # as many planes per unit of inverse depth as in the given range; 1/far hardly counts
+    ratio = ((1 / wide.near - 1 / wide.far) / (1 / target.near - 1 / target.far)).max()
+    count = max(2, min(round(planes * float(ratio)), 4 * planes))
+    depths = 1 / inverse_depth_planes(wide.near, wide.far, count)  # batch plane, nearest first
+    likeliest, voting = votes(volume(features, source, wide, count))
+    found = depths.flatten(1).gather(1, likeliest.flatten(1))
+    near, far = [], []
+    for depth, vote, low, high in zip(found, voting.flatten(1), target.near, target.far, strict=True):
+        chosen = depth[vote].sort().values
+        near.append(widened(chosen, low, nearer=True))
+        far.append(widened(chosen, high, nearer=False))
+    return target.with_bounds(torch.stack(near), torch.stack(far))
+
+
+def votes(
+    distribution: DepthDistribution,
+) -> tuple[Int64[Tensor, "batch height4 width4"], Bool[Tensor, "batch height4 width4"]]:
+    """Likeliest plane of every cell, and whether its probability is peaked there.
+
+    The outermost planes never vote: a distribution that leans against its end has its peak beyond it.
+    """
+    probabilities = distribution.log_probabilities.exp()
+    planes = probabilities.shape[1]
+    likeliest = probabilities.argmax(1)
+    around = torch.arange(-2, 3, device=likeliest.device)[:, None, None] + likeliest[:, None]
+    mass = (probabilities.gather(1, around.clamp(0, planes - 1)) * ((around >= 0) & (around < planes))).sum(1)
+    return likeliest, (mass > PEAKED) & (likeliest > 0) & (likeliest < planes - 1)
+
+
+def widened(depths: Float[Tensor, "vote"], bound: Float[Tensor, ""], nearer: bool) -> Float[Tensor, ""]:
+    """``bound`` moved outwards, in whole steps, past all but half of the smallest share of votes that counts."""
+    if len(depths) == 0:
+        return bound
+    beyond = depths < bound / BEYOND if nearer else depths > bound * BEYOND
+    if beyond.double().mean() < FEWEST_VOTES:
+        return bound
+    index = int(len(depths) * FEWEST_VOTES / 2)
+    reached = depths[index] if nearer else depths[-1 - index]
+    steps = math.ceil(abs(math.log(float(reached / bound))) / math.log(STEP)) + 1
+    return bound / STEP**steps if nearer else bound * STEP**steps
