@@ -40,7 +40,13 @@ class IDNeRF(nn.Module):
     """Generalizable view synthesis from a few posed photos (ID-NeRF, arXiv 2402.01217).
 
     ``core`` is the configuration's network: ``Cascade`` or ``PaperModel``.
+
+    Attributes:
+        precision: what ``encode`` and ``render_target`` compute the cascade's networks in; camera geometry, depth
+            distributions and colours stay float32. `bf16` pays where ``has_fast_bfloat16`` says so.
     """
+
+    precision: Literal["float32", "bf16"] = "float32"
 
     def __init__(self, config: ModelConfig | None = None):
         super().__init__()
@@ -104,7 +110,12 @@ class IDNeRF(nn.Module):
 
     def encode(self, source: Views) -> Any:
         """Features of source views [batch view]: everything that does not depend on the target."""
-        return self.core.encode(source)
+        with self._mixed_precision():
+            return self.core.encode(source)
+
+    def _mixed_precision(self) -> torch.autocast:
+        enabled = self.precision == "bf16" and isinstance(self.core, Cascade)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
     def infer_latent(self, features: Any, target: Cameras) -> TargetLatent | None:
         """The target-view latent of whole targets [batch], or None where the configuration has none."""
@@ -124,13 +135,15 @@ class IDNeRF(nn.Module):
         ``latent``: put in the place of the inferred one (``TargetLatent.with_values``: what does it do?).
         """
         if isinstance(self.core, Cascade):
-            target = self.core.fit_range(features, target, quality)
+            with self._mixed_precision():
+                target = self.core.fit_range(features, target, quality)
         latent = self.infer_latent(features, target) if latent is None else latent
         if isinstance(self.core, Cascade):
             core = self.core
-            return render_in_tiles(
-                lambda tile: core.render_tile(features, tile, latent=latent, quality=quality), target
-            )
+            with self._mixed_precision():
+                return render_in_tiles(
+                    lambda tile: core.render_tile(features, tile, latent=latent, quality=quality), target
+                )
         core_paper = self.core
         return render_in_tiles(lambda tile: core_paper.render_tile(features, tile, latent=latent), target, margin=0)
 
