@@ -623,3 +623,49 @@ def test_a_step_in_bfloat16_is_a_step_in_float32_up_to_rounding():
         gradients.append(torch.cat([p.grad.flatten() for p in cascade.parameters() if p.grad is not None]))
     assert losses[1] == pytest.approx(losses[0], rel=0.01)
     assert F.cosine_similarity(*gradients, dim=0) > 0.98
+
+
+CROSS_VIEW = replace(TINY_CASCADE, cross_view_layers=2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("views", [2, 3, 5])
+def test_cross_view_attention_starts_silent_and_follows_the_order_of_the_views(views, generator):
+    torch.manual_seed(0)
+    mixed, plain = Cascade(CROSS_VIEW).eval(), Cascade(TINY_CASCADE).eval()
+    plain.load_state_dict({k: v for k, v in mixed.state_dict().items() if ".mixing." not in k})
+    images = torch.rand(2, views, 3, 37, 50, generator=generator)
+    torch.testing.assert_close(mixed.encoder(images).fine, plain.encoder(images).fine)
+    waken(mixed)
+    features = mixed.encoder(images)
+    order = torch.randperm(views, generator=generator)
+    torch.testing.assert_close(mixed.encoder(images[:, order]).coarse, features.coarse[:, order], atol=1e-5, rtol=1e-4)
+    changed = images.clone()
+    changed[:, -1] = 1 - changed[:, -1]
+    # another last photo changes the first one's features; without the option it does not
+    assert (mixed.encoder(changed).coarse[:, 0] - features.coarse[:, 0]).abs().max() > 1e-3
+    assert torch.equal(plain.encoder(changed).coarse[:, 0], plain.encoder(images).coarse[:, 0])
+
+
+def test_cross_view_layers_can_be_added_to_trained_weights_and_learn(tmp_path):
+    torch.manual_seed(0)
+    IDNeRF(ModelConfig(cascade=TINY_CASCADE)).save(tmp_path / "plain.safetensors")
+    model = IDNeRF.extending(tmp_path / "plain.safetensors", ModelConfig(cascade=CROSS_VIEW))
+    core = model.core
+    assert isinstance(core, Cascade) and core.encoder.mixing is not None
+    waken(core.encoder.mixing)
+    batch = stack_examples([tiny_example(size=(64, 48))])
+    cascade_objective(core, batch, LossConfig(), seeded(1)).loss.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in core.encoder.mixing.parameters())
+
+
+def test_a_picture_in_bfloat16_is_the_one_in_float32_up_to_rounding():
+    torch.manual_seed(0)
+    model = IDNeRF(ModelConfig(cascade=TINY_CASCADE)).eval()
+    waken(model)
+    example = tiny_example(size=(64, 48))
+    exact = model.render(example.source, example.target.cameras)
+    model.precision = "bf16"
+    rounded = model.render(example.source, example.target.cameras)
+    assert rounded.rgb.dtype == rounded.depth.dtype == torch.float32
+    assert 0 < (rounded.rgb - exact.rgb).abs().mean() < 0.01

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from idnerf.errors import InputError
 from idnerf.geometry.cameras import crop
 from idnerf.models.activation import start_at_unit_gain
+from idnerf.models.cross_view_mixing import CrossViewMixing
 from idnerf.models.depth_range import fitted_range
 from idnerf.models.feature_pyramid import FeaturePyramid, PyramidFeatures
 from idnerf.models.fine_samples import FineOutput, FineSamples
@@ -42,6 +43,8 @@ class CascadeConfig:
 
     pyramid_widths: tuple[int, int, int, int, int] = (16, 32, 64, 96, 128)
     """Encoder channels at scales 1, 1/2, 1/4, 1/8, 1/16."""
+    cross_view_layers: int = 0
+    """Blocks of GMFlow's windowed attention among the views at 1/8; 0: every view is encoded by itself."""
     coarse_channels: int = 32
     """Matching features at 1/4."""
     coarse_groups: int = 8
@@ -86,6 +89,10 @@ class CascadeConfig:
         check_latent_options(self.latent_query, self.view_refinement, self.latent_size, "model.cascade")
         for name, value in dataclasses.asdict(self).items():
             if name in ("view_refinement", "latent_query", "latent_size"):
+                continue
+            if name == "cross_view_layers":
+                if value < 0:
+                    raise InputError(f"--model.cascade.{flag(name)}: expected 0 or more, got {value}")
                 continue
             widths = value if isinstance(value, list | tuple) else [value]
             if not widths or min(widths) < 1:
@@ -140,6 +147,8 @@ class Cascade(nn.Module):
         self.refinement = ImageRefinement(c.token_width, c.refinement_widths)
         start_at_unit_gain(self)
         # last, so that at a given seed the parts above start alike with and without them
+        if c.cross_view_layers:
+            self.encoder.mixing = CrossViewMixing(c.pyramid_widths[3], c.cross_view_layers)
         self.view_refinement = (
             PixelRefinement(
                 c.fine_channels + 4,

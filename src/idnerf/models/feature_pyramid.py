@@ -71,6 +71,8 @@ class FeaturePyramid(nn.Module):
         widths: channels at 1, 1/2, 1/4, 1/8, 1/16.
         coarse_channels, coarse_groups: matching features at 1/4.
         fine_channels, fine_groups: matching features at full resolution.
+
+    ``mixing``, where set, is attention among the views at 1/8: [batch view channel height8 width8] to the same.
     """
 
     stride = 16
@@ -100,21 +102,26 @@ class FeaturePyramid(nn.Module):
         self.up1 = ResidualBlock(w1)
         self.lateral0 = nn.Conv2d(w1, w0, 1)
         self.fine_head = nn.Sequential(Activation(), nn.Conv2d(w0, fine_channels, 3, padding=1))
+        self.mixing: nn.Module | None = None
 
     def forward(self, images: Float[Tensor, "batch view 3 height width"]) -> PyramidFeatures:
         batch, view = images.shape[:2]
         flat = images.flatten(0, 1)
-        # views share nothing here: without gradients, one at a time keeps full-resolution buffers to one photo's
+        # without gradients, one view at a time keeps full-resolution buffers to one photo's
         one_by_one = images.device.type == "cpu" and not torch.is_grad_enabled()
-        maps = [self._encode(part) for part in flat.split(1 if one_by_one else len(flat))]
+        parts = flat.split(1 if one_by_one else len(flat))
+        if self.mixing is None:
+            maps = [self._expand(self._contract(part)) for part in parts]
+        else:
+            contracted = [self._contract(part) for part in parts]
+            deepest = torch.cat([scales[-1] for scales in contracted]).unflatten(0, (batch, view))
+            mixed = self.mixing(deepest).flatten(0, 1).split(len(parts[0]))
+            maps = [self._expand((*scales[:-1], deep)) for scales, deep in zip(contracted, mixed, strict=True)]
         coarse, fine = (torch.cat(parts).unflatten(0, (batch, view)) for parts in zip(*maps, strict=True))
         return PyramidFeatures(coarse=coarse, fine=fine)
 
-    def _encode(
-        self, x: Float[Tensor, "image 3 height width"]
-    ) -> tuple[
-        Float[Tensor, "image height4 width4 coarse_channel"], Float[Tensor, "image full_height full_width fine_channel"]
-    ]:
+    def _contract(self, x: Float[Tensor, "image 3 height width"]) -> tuple[Tensor, ...]:
+        """The photo padded to a multiple of the stride, then features at 1, 1/2, 1/4, and at 1/8 with 1/16 in them."""
         height, width = x.shape[-2:]
         pad = (0, -width % self.stride, 0, -height % self.stride)
         x = F.pad(x, pad, mode="replicate") if any(pad) else x
@@ -124,7 +131,15 @@ class FeaturePyramid(nn.Module):
         s2 = self.down2(activate(s1))
         s3 = self.down3(activate(s2))
         s4 = self.down4(activate(s3))
-        s3 = self.up3(s3 + upsample2(self.lateral3(activate(s4))))
+        return x, s0, s1, s2, self.up3(s3 + upsample2(self.lateral3(activate(s4))))
+
+    def _expand(
+        self, scales: tuple[Tensor, ...]
+    ) -> tuple[
+        Float[Tensor, "image height4 width4 coarse_channel"], Float[Tensor, "image full_height full_width fine_channel"]
+    ]:
+        """From the features of every scale to the maps for matching."""
+        x, s0, s1, s2, s3 = scales
         s2 = self.up2(s2 + upsample2(self.lateral2(activate(s3))))
         coarse = self.coarse_head(activate(s2)).permute(0, 2, 3, 1).float()
         s1 = self.up1(s1 + upsample2(self.lateral1(activate(s2))))

@@ -93,12 +93,12 @@ class IDNeRF(nn.Module):
         expected = model.state_dict()
         fits = {name: tensor for name, tensor in tensors.items() if name in expected}
         unknown = [k for k in tensors if k not in expected or tensors[k].shape != expected[k].shape]
-        new = ("core.latent.", "core.view_refinement.")
+        new = ("core.latent.", "core.view_refinement.", "core.encoder.mixing.")
         missing = [k for k in expected if k not in tensors and not k.startswith(new)]
         if unknown or missing:
             raise InputError(
                 f"{path} cannot be extended to these model options: {(unknown or missing)[0]} differs; only view "
-                "refinement and latent of the cascade can be added to trained weights"
+                "refinement, latent and cross-view layers of the cascade can be added to trained weights"
             )
         model.load_state_dict(parameters_from_half(fits), strict=False)
         return model

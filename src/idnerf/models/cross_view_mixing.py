@@ -1,0 +1,56 @@
+"""Attention among any number of source views at 1/8, in GMFlow's windows (arXiv 2111.13680): an option of the cascade.
+
+GMFlow's transformer sees pairs. Here every view attends to each of the others with the same weights, and the messages
+are averaged: any number of views, in any order.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from idnerf.models.cross_view_transformer import CrossViewBlock, shifted_window_scores, window_positions
+from idnerf.models.feature_pyramid import start_at_zero
+
+SPLITS = 2
+"""Windows along each side of the map, GMFlow's choice; every second block shifts them by half."""
+
+
+class MixingBlock(CrossViewBlock):
+    """Self-attention of every view, then the mean of its messages from the others, with a feed-forward network."""
+
+    def among(
+        self, maps: Float[Tensor, "batch view height width channel"], scores: Float[Tensor, "window cell cell"] | None
+    ) -> Float[Tensor, "batch view height width channel"]:
+        """``scores`` given: shifted windows."""
+        batch, view = maps.shape[:2]
+        flat = maps.flatten(0, 1)
+        maps = (flat + self.self_attention(flat, flat, SPLITS, scores)).unflatten(0, (batch, view))
+        total = torch.zeros_like(maps)
+        for offset in range(1, view):  # view i hears view i + offset
+            others = maps.roll(-offset, 1).flatten(0, 1)
+            heard = self.cross_attention(maps.flatten(0, 1), others, SPLITS, scores)
+            total = total + heard.unflatten(0, (batch, view))
+        return maps + self._fed_forward(torch.cat([maps, total / (view - 1)], -1))
+
+
+class CrossViewMixing(nn.Module):
+    """Adds to the 1/8 features what the other views know. Starts silent: the features are unchanged then."""
+
+    def __init__(self, channels: int, layers: int, expansion: int = 2):
+        super().__init__()
+        self.blocks = nn.ModuleList(MixingBlock(channels, expansion) for _ in range(layers))
+        self.out = nn.Linear(channels, channels)
+        start_at_zero(self.out)
+
+    def forward(
+        self, features: Float[Tensor, "batch view channel height8 width8"]
+    ) -> Float[Tensor, "batch view channel height8 width8"]:
+        """Sides are multiples of ``SPLITS``."""
+        height, width = features.shape[-2:]
+        maps = features.movedim(2, -1)
+        code = window_positions(height // SPLITS, width // SPLITS, maps.shape[-1], maps.device)
+        scores = shifted_window_scores(height, width, SPLITS, maps.device)
+        mixed = maps + code.repeat(SPLITS, SPLITS, 1)
+        for index, block in enumerate(self.blocks):
+            mixed = block.among(mixed, scores if index % 2 else None)
+        return features + self.out(mixed).movedim(-1, 2)
