@@ -16,14 +16,14 @@ from typing import Any, Literal
 import torch
 import tyro
 
-from idnerf.commands.options import choose_device
+from idnerf.commands.options import choose_device, parse_size
 from idnerf.errors import InputError
 from pages import put_between_marks
 from speed import Options as SpeedOptions
 from speed import figures, machine_lines, measure_all
 from speed_cases import Case, Effort
 
-SIZES = ((320, 256), (480, 320), (640, 512), (960, 640), (1280, 720), (1920, 1080))
+SIZES = ("320x256", "480x320", "640x512", "960x640", "1280x720", "1920x1080")
 VIEWS = (2, 3, 4, 6, 8, 10)
 FRAMES = (1, 2, 4, 8, 30, 120)
 SIZE_OF_VIEWS = (320, 256)
@@ -47,8 +47,11 @@ class Options:
         plot: write the curves to this SVG (matplotlib).
         results: measurements are kept in this file, line by line; what is there already is not measured again.
         quick: small pictures, few points.
-        processes: numbers of processes to share frames and training among.
-        most_frames: the longest path; on a CPU 120 frames take minutes.
+        sizes: image sizes.
+        views: numbers of source views.
+        frames: lengths of a path.
+        processes: numbers of processes to share frames and training among; none leaves that table out.
+        repeats: medians of so many.
     """
 
     device: str = "auto"
@@ -59,27 +62,30 @@ class Options:
     plot: Path | None = None
     results: Path | None = None
     quick: bool = False
+    sizes: tuple[str, ...] = SIZES
+    views: tuple[int, ...] = VIEWS
+    frames: tuple[int, ...] = FRAMES
     processes: tuple[int, ...] = (1, 2)
-    most_frames: int = 120
+    repeats: int = 3
 
 
 def measure_growth(
     cases: Sequence[tuple[float, Case]], measure: Callable[[Case], dict[str, Any]], stages: Sequence[str]
 ) -> list[Row]:
-    """One row per point: seconds of every stage and the peak memory of the last one, for both qualities."""
+    """One row per point: seconds and peak memory of encoding, and of rendering in both qualities."""
     rows = []
     for point, case in cases:
         columns: dict[str, float] = {}
         for system in QUALITIES:
             for stage in stages:
+                if stage == "encode" and system != QUALITIES[0]:
+                    continue  # the same in both
                 result = measure(replace(case, system=system, stage=stage))
                 if "failed" in result:
                     raise InputError(f"{system}, {stage} at {case.size[0]}x{case.size[1]}: {result['failed']}")
-                if stage != "encode":
-                    columns[f"{system.removeprefix('cascade ')} s"] = result["seconds"]
-                    columns[f"{system.removeprefix('cascade ')} GB"] = result["peak_gb"]
-                elif system == QUALITIES[0]:
-                    columns["encode s"] = result["seconds"]
+                quality = system.removeprefix("cascade ")
+                names = ("encode s", "encode GB") if stage == "encode" else (f"{quality} s", f"{quality} GB")
+                columns |= dict(zip(names, (result["seconds"], result["peak_gb"]), strict=True))
         rows.append((point, columns))
     return rows
 
@@ -141,6 +147,23 @@ def communication_table(size: int) -> list[str]:
     return lines
 
 
+def process_lines(shared: Sequence[dict[str, Any]]) -> list[str]:
+    lines = [
+        "### Processes",
+        "",
+        "At 320x256, wall time, one thread a process; a training step takes one scene of 4096 rays in every process.",
+        "",
+        "| processes | frames a second | training step s | scenes a second |",
+        "|---|---|---|---|",
+    ]
+    for s in shared:
+        lines.append(
+            f"| {s['world']} | {s['frames'] / s['frames_seconds']:.2f} | {figures(s['step_seconds'])} | "
+            f"{s['world'] / s['step_seconds']:.2f} |"
+        )
+    return [*lines, "", *communication_table(shared[0]["gradient_bytes"])]
+
+
 def draw(path: Path, growths: Sequence[tuple[str, Sequence[Row]]]) -> None:
     """Seconds above, gigabytes below, one column for each of what grows."""
     import matplotlib
@@ -173,13 +196,12 @@ def main(options: Options) -> None:
     device = choose_device(options.device).type
     processor = options.clock == "processor"
     threads = options.threads or (1 if processor else torch.get_num_threads())
-    effort = Effort(device, threads, processor, repeats=1 if options.quick else 3)
+    effort = Effort(device, threads, processor, repeats=1 if options.quick else options.repeats)
     measure = measure_all(SpeedOptions(results=options.results), effort)
-
-    sizes = ((96, 64), (192, 128)) if options.quick else SIZES
+    sizes = [size for text in (("96x64", "192x128") if options.quick else options.sizes) if (size := parse_size(text))]
     small = sizes[0] if options.quick else SIZE_OF_VIEWS
-    views = VIEWS[:2] if options.quick else VIEWS
-    frames = [n for n in FRAMES if n <= (2 if options.quick else options.most_frames)]
+    views = VIEWS[:2] if options.quick else options.views
+    frames = FRAMES[:2] if options.quick else options.frames
     case = Case("", "", small)
     of_size = measure_growth(
         [(w * h / 1e6, replace(case, size=(w, h))) for w, h in sizes], measure, ("encode", "render")
@@ -193,19 +215,9 @@ def main(options: Options) -> None:
     lines += [*table(of_size, "size", names.__getitem__), "", "### Source views", ""]
     lines += [f"At {small[0]}x{small[1]}.", "", *table(of_views, "views", lambda n: f"{n:.0f}"), "", "### Frames", ""]
     lines += [f"At {small[0]}x{small[1]}, encoding included.", ""]
-    lines += [*table(of_frames, "frames", lambda n: f"{n:.0f}"), "", "### Processes", ""]
-    lines += [
-        "At 320x256, wall time, one thread a process; a training step takes one scene of 4096 rays in every process.",
-        "",
-        "| processes | frames a second | training step s | scenes a second |",
-        "|---|---|---|---|",
-    ]
-    for s in shared:
-        lines.append(
-            f"| {s['world']} | {s['frames'] / s['frames_seconds']:.2f} | {figures(s['step_seconds'])} | "
-            f"{s['world'] / s['step_seconds']:.2f} |"
-        )
-    lines += ["", *communication_table(shared[0]["gradient_bytes"])]
+    lines += [*table(of_frames, "frames", lambda n: f"{n:.0f}"), ""]
+    if shared:
+        lines += process_lines(shared)
     text = "\n".join(lines) + "\n"
     print(text)
     if options.out is not None:
