@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that wants a GPU, unattended: the tests, render speed, and training of the default weights for MINUTES.
+# Everything that wants a GPU, unattended: the tests, speed and growth, and training of the default weights for MINUTES.
 #   bash benchmarks/gpu.sh OUT [MINUTES]       continues OUT/run where it exists
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -8,7 +8,9 @@ minutes=${2:-20}
 mkdir -p "$out"
 nvidia-smi --query-gpu=name,memory.total --format=csv,noheader | tee "$out/device.txt"
 HF_HUB_OFFLINE=1 python -m pytest tests -x -q 2>&1 | tee "$out/tests.txt"
-python benchmarks/render_speed.py --device cuda | tee "$out/render_speed.md"
+python benchmarks/speed.py --device cuda --results "$out/speed.jsonl" --out "$out/speed.md"
+python benchmarks/scale.py --device cuda --results "$out/scale.jsonl" --out "$out/scale.md" \
+  --plot "$out/scale.svg" --processes 1
 start=(--init default)
 [ -f "$out/run/training_state.safetensors" ] && start=(--resume "$out/run")
 timeout --signal=INT "${minutes}m" python -m idnerf.cli train cascade-procedural --device cuda --out "$out/run" \

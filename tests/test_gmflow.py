@@ -1,18 +1,14 @@
 """The encoder: windows and masks against naive references; padding, batches, pairs, chunks; alignment."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from idnerf.models import cross_view_transformer, gmflow
-from idnerf.models.cross_view_transformer import (
-    WindowAttention,
-    merge_windows,
-    shifted_window_scores,
-    split_windows,
-    window_positions,
-)
+from idnerf.models.cross_view_transformer import WindowAttention, window_edges, window_positions
 from idnerf.models.gmflow import CELL_OFFSET, Backbone, GMFlowEncoder, Upsampler, view_pairs
 
 
@@ -23,35 +19,56 @@ def encoder(generator) -> GMFlowEncoder:
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), st.integers(1, 3))
-def test_windows_round_trip(splits, rows, columns, sequences):
-    maps = torch.arange(sequences * splits**2 * rows * columns * 2.0)
-    maps = maps.reshape(sequences, splits * rows, splits * columns, 2)
-    windows = split_windows(maps, splits)
-    assert windows.shape == (sequences, splits**2, rows * columns, 2)
-    torch.testing.assert_close(windows[:, 0, -1], maps[:, rows - 1, columns - 1])
-    torch.testing.assert_close(merge_windows(windows, splits, splits * rows, splits * columns), maps)
+@given(st.integers(1, 5), st.integers(1, 6), st.booleans())
+def test_windows_cover_a_side_without_overlap(splits, window, shifted):
+    size = splits * window
+    edges = window_edges(size, splits, shifted)
+    assert edges[0] == 0 and edges[-1] == size and edges == sorted(set(edges))
+    lengths = [b - a for a, b in pairwise(edges)]
+    assert max(lengths) <= window
+    if not shifted or window == 1:
+        assert lengths == [window] * splits
+    else:
+        assert edges[1:-1] == [window // 2 + i * window for i in range(splits)]
 
 
 @pytest.mark.parametrize("size", [(4, 6), (2, 2), (6, 4)])
-def test_shifted_windows_connect_only_cells_that_are_neighbours_before_rolling(size):
+def test_shifted_windows_are_the_published_rolled_and_masked_ones(size, generator):
+    """Rolled by half a window; 100 is taken from the scores of cells that share a window only because of that."""
+    torch.manual_seed(0)
     height, width = size
-    splits, shift = 2, (height // 4, width // 4)
-    origin = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"), -1)
-    rolled = split_windows(torch.roll(origin, (-shift[0], -shift[1]), dims=(0, 1))[None].float(), splits)[0]
-    scores = shifted_window_scores(height, width, splits, torch.device("cpu"))
-    distance = (rolled[:, :, None] - rolled[:, None, :]).abs()
-    # Cells of one window that were not wrapped around are less than a window apart.
-    near = (distance[..., 0] < height // splits) & (distance[..., 1] < width // splits)
-    assert torch.equal(scores == 0, near)
-    assert (scores[~near] == -100).all()
+    attention = WindowAttention(8)
+    maps, other = torch.randn(2, 1, height, width, 8, generator=generator).unbind()
+    shift = (height // 4, width // 4)
+
+    def window_and_region(position: int, length: int, rolled_by: int) -> tuple[int, int]:
+        rolled = (position - rolled_by) % length
+        window = length // 2
+        return rolled // window, int(rolled >= length - window) + int(rolled >= length - window // 2)
+
+    labels = [
+        [(*window_and_region(r, height, shift[0]), *window_and_region(c, width, shift[1])) for c in range(width)]
+        for r in range(height)
+    ]
+    flat = [label for row in labels for label in row]
+    queries = attention.query(maps[0]).flatten(0, 1)
+    keys, values = attention.key(other[0]).flatten(0, 1), attention.value(other[0]).flatten(0, 1)
+    scores = queries @ keys.T / 8**0.5
+    for i, (row, region_row, column, region_column) in enumerate(flat):
+        for j, (row2, region_row2, column2, region_column2) in enumerate(flat):
+            if (row, column) != (row2, column2):
+                scores[i, j] = -float("inf")
+            elif (region_row, region_column) != (region_row2, region_column2):
+                scores[i, j] -= 100
+    expected = attention.norm(attention.merge(scores.softmax(-1) @ values)).unflatten(0, size)
+    torch.testing.assert_close(attention(maps, other, 2, shifted=True)[0], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_window_attention_equals_a_loop_over_cells(generator):
     torch.manual_seed(0)
     attention = WindowAttention(8)
     maps, other = torch.randn(2, 1, 4, 4, 8, generator=generator).unbind()
-    ours = attention(maps, other, 2, None)
+    ours = attention(maps, other, 2, shifted=False)
     for row, column in [(0, 0), (1, 3), (2, 1), (3, 3)]:
         r, c = row // 2 * 2, column // 2 * 2
         window = other[0, r : r + 2, c : c + 2].reshape(4, 8)

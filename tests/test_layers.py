@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "idnerf"
 LEVELS = [
     {"errors"},
     {"types"},
-    {"geometry", "checkpoint", "allocator"},
+    {"geometry", "checkpoint", "allocator", "ranks"},
     {"rendering"},
     {"models", "priors", "data"},
     {"arrays", "evaluation", "video"},
@@ -86,3 +86,24 @@ def test_importing_the_package_loads_nothing_heavy():
     heavy = ["torch", "diffusers", "transformers", "viser", "pycolmap", "lightning_fabric", "av"]
     code = f"import sys, idnerf; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_help_and_version_load_nothing_heavy():
+    heavy = ["torch", "numpy", "tyro", "diffusers", "transformers", "viser", "av", "rich"]
+    for argument in ("--help", "--version"):
+        code = (
+            f"import sys; from idnerf import cli; sys.argv = ['idnerf', '{argument}']\n"
+            f"try: cli.entry_point()\nexcept SystemExit: pass\n"
+            f"print([m for m in {heavy} if m in sys.modules])"
+        )
+        process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert process.stdout.strip().splitlines()[-1] == "[]"
+
+
+def test_the_commands_load_no_prior_and_no_viewer():
+    heavy = ["diffusers", "transformers", "accelerate", "viser", "pycolmap", "skimage", "matplotlib", "tensorboard"]
+    modules = ["commands.render", "commands.evaluate", "commands.demo", "models.idnerf", "arrays", "config"]
+    imports = "; ".join(f"import idnerf.{module}" for module in modules)
+    code = f"import sys; {imports}; print([m for m in {heavy} if m in sys.modules])"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "[]"

@@ -5,14 +5,25 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from idnerf.errors import InputError
 from idnerf.geometry.cameras import crop
+from idnerf.geometry.projection import bilinear_lookup
 from idnerf.geometry.rays import pixel_centers, rays_at_pixels
 from idnerf.models import paper
 from idnerf.models.behaviour import Behaviour, PublishedBehaviour
 from idnerf.models.gmflow import CELL_OFFSET, PairMaps, view_pairs
-from idnerf.models.matching import groupwise_cosine, lookup_colours, matching_cue, reproject
+from idnerf.models.matching import (
+    bilinear_taps,
+    corner_products,
+    groupwise_cosine,
+    lookup_colours,
+    matching_cue,
+    reproject,
+    weighted_rows,
+)
 from idnerf.models.paper import PaperConfig, PaperModel
 from idnerf.models.radiance_field import RadianceField, fourier_features
 from idnerf.models.ray_transformer import RayTransformer
@@ -167,6 +178,45 @@ def test_groupwise_cosine_is_the_cosine_of_every_block_and_finite_at_zero(genera
     similarity = groupwise_cosine(zero, torch.ones(4), 1)
     similarity.sum().backward()
     assert similarity.item() == 0 and zero.grad is not None and torch.isfinite(zero.grad).all()
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 100))
+def test_squared_lengths_of_mixtures_come_from_products_of_neighbours(width, height, seed):
+    generator = torch.Generator().manual_seed(seed)
+    maps = torch.randn(1, 1, 1, height, width, 12, generator=generator)
+    positions = torch.rand(9, 2, generator=generator) * torch.tensor([width + 2.0, height + 2.0]) - 1
+    linear, quadratic = bilinear_taps(positions, (width, height))
+    features = weighted_rows(maps.reshape(-1, 12), linear)
+    torch.testing.assert_close(features, bilinear_lookup(maps.flatten(0, 2), positions[None])[0])
+    lengths = weighted_rows(corner_products(maps, 3)[0, 0, 0], quadratic)
+    expected = features.unflatten(-1, (3, -1)).square().sum(-1)
+    torch.testing.assert_close(lengths, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_a_training_step_in_chunks_has_the_gradient_of_one_piece(published, generator, monkeypatch):
+    """And so has rendering without gradient the colours of rendering with it: the two take different ways."""
+    torch.manual_seed(0)
+    aggregation = "concatenate" if published else "symmetric"
+    model = PaperModel(replace(SMALL, published_behaviour=published, view_aggregation=aggregation))
+    source, target = random_scene(2, 3, generator)
+    gradients, colours = [], []
+    for lookups in (6 * 8192, 2 * 6 * SMALL.samples_per_ray * 5):
+        monkeypatch.setattr(paper, "LOOKUPS_PER_TRAINING_CHUNK", lookups)
+        model.zero_grad()
+        drawn = torch.Generator().manual_seed(3)
+        output = model.render_pixels(model.encode(source), target, pixels_of(target), generator=drawn)
+        (output.rgb.square().mean() + output.depth.mean()).backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
+        colours.append(output.rgb.detach())
+    torch.testing.assert_close(*colours, atol=1e-5, rtol=0)
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-3, msg=name)
+    with torch.no_grad():
+        drawn = torch.Generator().manual_seed(3)
+        output = model.render_pixels(model.encode(source), target, pixels_of(target), generator=drawn)
+    torch.testing.assert_close(output.rgb, colours[0], atol=1e-5, rtol=0)
 
 
 def test_fourier_features_are_all_sines_then_all_cosines():

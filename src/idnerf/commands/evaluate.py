@@ -15,10 +15,11 @@ from idnerf.commands.options import (
 )
 from idnerf.data.load import find_scenes, load_scene
 from idnerf.errors import InputError
-from idnerf.evaluation.evaluator import evaluate_scene
+from idnerf.evaluation.evaluator import evaluate_scene, joined_results
 from idnerf.evaluation.lpips import load_lpips
 from idnerf.evaluation.protocols import get_protocol
 from idnerf.evaluation.report import build_report, print_table, write_report
+from idnerf.ranks import join_ranks
 
 
 def evaluate(
@@ -38,7 +39,7 @@ def evaluate(
     scan: str | None = None,
     light: int = 3,
 ) -> None:
-    """Render views of a scene that are held out, score them, print a table.
+    """Render views of a scene that are held out, score them, print a table. Under torchrun the views are shared out.
 
     Args:
         scene: a scene folder, or a folder of several scenes.
@@ -67,14 +68,15 @@ def evaluate(
             check_writable(path)
     wanted, views = parse_size(size), parse_views(targets, "--targets")
     where = choose_device(device)
+    ranks = join_ranks()
     specs = find_scenes(scene, scan=scan, light=light)
     model = load_model(weights, where)
     lpips = load_lpips(where)
     notes = [] if lpips is not None else ["lpips was left out: install the extra with `pip install idnerf[metrics]`"]
     results = []
     for spec in specs:
-        with progress_bar(f"evaluating {spec.name}") as update:
-            results.append(
+        with progress_bar(f"evaluating {spec.name}", quiet=not ranks.first) as update:
+            parts = ranks.gather(
                 evaluate_scene(
                     load_scene(spec),
                     lambda source, target: model.render(source, target, quality=quality),
@@ -88,8 +90,13 @@ def evaluate(
                     device=where,
                     save=save,
                     progress=update,
+                    ranks=ranks,
                 )
             )
+        if ranks.first:
+            results.append(joined_results(parts))
+    if not ranks.first:
+        return
     report = build_report(
         results, protocol=protocol, weights=weights, num_sources=num_sources, device=str(where), notes=notes
     )

@@ -51,15 +51,17 @@ def working_size(scene: Scene) -> tuple[int, int]:
     return max(16, round(width * share)), max(16, round(height * share))
 
 
-def posed(scene: Path) -> Path:
+def posed(scene: Path, *, quiet: bool = False) -> Path:
     """The scene's folder; photos without poses are posed first, and the folder kept for them is returned."""
     from idnerf.poses.kept import needs_poses, posed_scene
 
     scene = scene.expanduser()
     if not needs_poses(scene):
         return scene
-    with progress_bar("finding poses") as update:
+    with progress_bar("finding poses", quiet=quiet) as update:
         folder, report = posed_scene(scene, update=update)
+    if quiet:
+        return folder
     lines = [f"poses found before are kept in {folder}"] if report is None else [f"{folder}:", *report.lines()]
     print("\n".join(lines))
     return folder
@@ -78,12 +80,12 @@ def load_model(weights: str, device: torch.device) -> Any:
 
 
 @contextlib.contextmanager
-def progress_bar(title: str) -> Iterator[Any]:
-    """Yields update(done, total); silent when standard error is no terminal."""
+def progress_bar(title: str, *, quiet: bool = False) -> Iterator[Any]:
+    """Yields update(done, total); silent when standard error is no terminal, or when ``quiet``."""
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
+    with Progress(console=Console(stderr=True), disable=quiet or not sys.stderr.isatty(), transient=True) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

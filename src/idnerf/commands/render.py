@@ -24,6 +24,7 @@ from idnerf.data.scene import Scene
 from idnerf.errors import InputError
 from idnerf.geometry.cameras import view_distances
 from idnerf.geometry.trajectories import camera_path
+from idnerf.ranks import join_ranks
 from idnerf.rendering.colormap import colorize_depth
 from idnerf.types import Cameras, RenderOutput
 from idnerf.video import VIDEO_SUFFIXES, write_frames, write_video
@@ -47,7 +48,7 @@ def render(
     scan: str | None = None,
     light: int = 3,
 ) -> None:
-    """Render new views of a scene from a few of its photos.
+    """Render new views of a scene from a few of its photos. Under torchrun the frames of a path are shared out.
 
     Args:
         scene: folder of posed photos; its format is recognised (LLFF, transforms.json, Blender, COLMAP, DTU). A folder
@@ -77,7 +78,10 @@ def render(
     check_writable(out)
     wanted_size = parse_size(size)
     where = choose_device(device)
-    loaded = load_scene(posed(scene), scan=scan, light=light)
+    ranks = join_ranks()
+    with ranks.first_goes_ahead():
+        folder = posed(scene, quiet=not ranks.first)
+    loaded = load_scene(folder, scan=scan, light=light)
     loaded = loaded.resized(wanted_size or working_size(loaded))
     cameras, chosen = choose_views(loaded, target, parse_views(sources, "--sources"), num_sources)
     source_cameras = loaded.cameras[list(chosen)]
@@ -92,14 +96,18 @@ def render(
     with torch.inference_mode():
         features = model.encode(loaded.views(list(chosen)).to(where)[None])
         encoded = time.perf_counter() - start
-        with progress_bar("rendering") as update:
+        with progress_bar("rendering", quiet=not ranks.first) as update:
 
-            def outputs() -> Iterator[RenderOutput]:
-                for number in range(len(cameras)):
-                    yield model.render_target(features, cameras[number][None].to(where), quality=quality)
-                    update(number + 1, len(cameras))
+            def frame(number: int) -> RenderOutput:
+                output = model.render_target(features, cameras[number][None].to(where), quality=quality)
+                update(number + 1, len(cameras))
+                return output.map(lambda x: x.float().cpu())
 
-            count = write_outputs(out, outputs(), cameras, depth, fps)
+            outputs = ranks.made_in_order(len(cameras), frame)
+            if not ranks.first:
+                list(outputs)
+                return
+            count = write_outputs(out, outputs, cameras, depth, fps)
     seconds = time.perf_counter() - start
     names = ", ".join(str(loaded.view_ids[i]) for i in chosen)
     print(

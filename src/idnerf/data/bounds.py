@@ -5,7 +5,9 @@ thumbnails gives confident surface points, and each camera takes percentiles of 
 nothing matches, the arrangement of the cameras alone decides.
 """
 
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -89,20 +91,23 @@ def bounds_from_images(cameras: Cameras, read_thumbnail: ReadThumbnail) -> Bound
     small = resize(cameras, (max(1, round(cameras.width * scale)), max(1, round(cameras.height * scale))))
     thumbnails: dict[int, Tensor] = {}
 
-    def grey(index: int) -> Tensor:
-        if index not in thumbnails:
-            thumbnails[index] = read_thumbnail(index, small.size).mean(0)
-        return thumbnails[index]
+    def sweeps(references: Sequence[int], baseline: float | None, nearest: float | None) -> list[tuple[Tensor, Tensor]]:
+        pairs = [(i, neighbours(small, i, baseline)) for i in references]
+        missing = sorted({view for i, others in pairs if others for view in (i, *others)} - thumbnails.keys())
+        with ThreadPoolExecutor(max(1, min(len(missing), os.cpu_count() or 1, 8))) as pool:
+            pictures = pool.map(lambda view: read_thumbnail(view, small.size).mean(0), missing)
+            thumbnails.update(zip(missing, pictures, strict=True))
+        return [_sweep(small, i, others, thumbnails.__getitem__, nearest) for i, others in pairs]
 
     references = spread_indices(small.centers, REFERENCES)
-    first = [_sweep(small, i, neighbours(small, i, None), grey, None) for i in references[:4]]
+    first = sweeps(references[:4], None, None)
     inverse = torch.cat([sweep[1] for sweep in first])
     if len(inverse) < MIN_POINTS:
         return bounds_from_arrangement(cameras)
     # Around 10 pixels of parallax at the median depth: enough to measure depth by, little enough to match.
     baseline = 10 / (float(small.K[:, 0, 0].median()) * float(inverse.median().clamp_min(1e-9)))
     nearest = 1.5 * float(inverse.quantile(0.98))
-    second = [_sweep(small, i, neighbours(small, i, baseline), grey, nearest) for i in references]
+    second = sweeps(references, baseline, nearest)
     points = torch.cat([sweep[0] for sweep in second])
     inferred = bounds_from_depths([_depths_in_view(small[i], points) for i in range(len(small))])
     return bounds_from_arrangement(cameras) if inferred is None else inferred

@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from idnerf.evaluation.lpips import Lpips
 from idnerf.evaluation.metrics import depth_errors, depth_median_relative_error, psnr, ssim
 from idnerf.evaluation.protocols import Protocol, Split, Task, evaluation_tasks
 from idnerf.evaluation.references import REFERENCES, Render
+from idnerf.ranks import Ranks, interleaved
 from idnerf.rendering.colormap import colorize_depth, colorize_error
 from idnerf.types import Cameras, RenderOutput, Views
 
@@ -70,6 +71,7 @@ def evaluate_scene(
     device: torch.device | str = "cpu",
     save: Path | None = None,
     progress: Progress | None = None,
+    ranks: Ranks = Ranks(),  # noqa: B008 - frozen
 ) -> SceneResult:
     """Render and score every target of ``scene`` under ``protocol``.
 
@@ -82,12 +84,13 @@ def evaluate_scene(
         device: where ``render`` expects its inputs.
         save: folder for prediction, truth, depth and error as PNG, under the scene's name.
         progress: called after every image.
+        ranks: only this rank's share of the targets; ``joined_results`` puts the ranks' results together.
 
     ``seconds`` of a record is the wall time of one ``render`` call, encoding included.
 
     Raises ``InputError`` for what the protocol cannot do, for output that is not finite or of another size.
     """
-    tasks = evaluation_tasks(scene, protocol, num_sources, targets)
+    tasks = evaluation_tasks(scene, protocol, num_sources, targets)[ranks.rank :: ranks.world]
     split = protocol.split(scene, size, crop)
     crop_window(split.size, split.crop)
     scene = scene.resized(split.size)
@@ -120,6 +123,16 @@ def evaluate_scene(
         records.pop(""),
         records,
         (*protocol.notes, *split.notes, *_notes(scene, split, unmasked)),
+    )
+
+
+def joined_results(parts: Sequence[SceneResult]) -> SceneResult:
+    """One scene's results of all ranks, as one process would have given them."""
+    return replace(
+        parts[0],
+        views=interleaved([part.views for part in parts]),
+        references={row: interleaved([part.references[row] for part in parts]) for row in parts[0].references},
+        notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
     )
 
 

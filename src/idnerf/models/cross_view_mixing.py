@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from idnerf.models.cross_view_transformer import CrossViewBlock, shifted_window_scores, window_positions
+from idnerf.models.cross_view_transformer import CrossViewBlock, window_positions
 from idnerf.models.feature_pyramid import start_at_zero
 
 SPLITS = 2
@@ -19,18 +19,17 @@ class MixingBlock(CrossViewBlock):
     """Self-attention of every view, then the mean of its messages from the others, with a feed-forward network."""
 
     def among(
-        self, maps: Float[Tensor, "batch view height width channel"], scores: Float[Tensor, "window cell cell"] | None
+        self, maps: Float[Tensor, "batch view height width channel"], shifted: bool
     ) -> Float[Tensor, "batch view height width channel"]:
-        """``scores`` given: shifted windows."""
-        batch, view = maps.shape[:2]
+        """``shifted``: windows begin half a window later."""
+        shape, view = maps.shape, maps.shape[1]
         flat = maps.flatten(0, 1)
-        maps = (flat + self.self_attention(flat, flat, SPLITS, scores)).unflatten(0, (batch, view))
-        total = torch.zeros_like(maps)
+        flat = flat + self.self_attention(flat, flat, SPLITS, shifted)
+        heard = torch.zeros_like(flat)
         for offset in range(1, view):  # view i hears view i + offset
-            others = maps.roll(-offset, 1).flatten(0, 1)
-            heard = self.cross_attention(maps.flatten(0, 1), others, SPLITS, scores)
-            total = total + heard.unflatten(0, (batch, view))
-        return maps + self._fed_forward(torch.cat([maps, total / (view - 1)], -1))
+            others = flat.unflatten(0, shape[:2]).roll(-offset, 1).flatten(0, 1)
+            heard = heard + self.cross_attention(flat, others, SPLITS, shifted)
+        return (flat + self._fed_forward(torch.cat([flat, heard / (view - 1)], -1))).unflatten(0, shape[:2])
 
 
 class CrossViewMixing(nn.Module):
@@ -49,8 +48,7 @@ class CrossViewMixing(nn.Module):
         height, width = features.shape[-2:]
         maps = features.movedim(2, -1)
         code = window_positions(height // SPLITS, width // SPLITS, maps.shape[-1], maps.device)
-        scores = shifted_window_scores(height, width, SPLITS, maps.device)
         mixed = maps + code.repeat(SPLITS, SPLITS, 1)
         for index, block in enumerate(self.blocks):
-            mixed = block.among(mixed, scores if index % 2 else None)
+            mixed = block.among(mixed, shifted=index % 2 == 1)
         return features + self.out(mixed).movedim(-1, 2)

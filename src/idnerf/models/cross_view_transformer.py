@@ -5,35 +5,27 @@ pair of views; its partner is the other member.
 """
 
 import math
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-
-MASKED_SCORE = -100.0
-"""Added to the score of two cells that share a window only because the map was rolled (as published)."""
+from torch.utils.checkpoint import checkpoint
 
 FEED_FORWARD_ELEMENTS = 4 * 1024 * 1024
 """Largest hidden activation of the feed-forward network, in numbers: larger buffers are slow on a CPU."""
 
 
-def split_windows(
-    maps: Float[Tensor, "sequence height width channel"], splits: int
-) -> Float[Tensor, "sequence window cell channel"]:
-    """Cut every map, its sides multiples of ``splits``, into ``splits`` x ``splits`` windows row by row."""
-    count, height, width, channel = maps.shape
-    windows = maps.reshape(count, splits, height // splits, splits, width // splits, channel)
-    return windows.transpose(2, 3).reshape(count, splits * splits, -1, channel)
+def window_edges(size: int, splits: int, shifted: bool) -> list[int]:
+    """Where windows begin, and ``size``, along a side that is a multiple of ``splits``.
 
-
-def merge_windows(
-    windows: Float[Tensor, "sequence window cell channel"], splits: int, height: int, width: int
-) -> Float[Tensor, "sequence height width channel"]:
-    """Inverse of ``split_windows``."""
-    count, _, _, channel = windows.shape
-    grid = windows.reshape(count, splits, splits, height // splits, width // splits, channel)
-    return grid.transpose(2, 3).reshape(count, height, width, channel)
+    Shifted windows begin half a window later; what is left at both ends are windows of their own. (Published: the map
+    is rolled, so that the ends share a window, and 100 is taken from the scores across; e^-100 is 0 in float32.)
+    """
+    window = size // splits
+    starts = range(window // 2, size, window) if shifted else range(0, size, window)
+    return [0, *(start for start in starts if start), size]
 
 
 def window_positions(height: int, width: int, channels: int, device: torch.device) -> Float[Tensor, "height width c"]:
@@ -55,21 +47,6 @@ def window_positions(height: int, width: int, channels: int, device: torch.devic
     return torch.cat([rows.expand(-1, width, -1), columns.expand(height, -1, -1)], -1)
 
 
-def shifted_window_scores(
-    height: int, width: int, splits: int, device: torch.device
-) -> Float[Tensor, "window cell cell"]:
-    """What is added to scores in rolled windows: ``MASKED_SCORE`` between cells that were apart, else 0."""
-
-    def regions(size: int) -> Float[Tensor, "size"]:
-        window = size // splits
-        position = torch.arange(size, device=device)
-        return ((position >= size - window).float() + (position >= size - window // 2)).float()
-
-    labels = 3 * regions(height)[:, None] + regions(width)[None]
-    labels = split_windows(labels[None, :, :, None], splits)[0, :, :, 0]
-    return MASKED_SCORE * (labels[:, :, None] != labels[:, None, :]).float()
-
-
 class WindowAttention(nn.Module):
     """Attention of a map to another inside windows: the message, normalised, without the residual."""
 
@@ -86,23 +63,20 @@ class WindowAttention(nn.Module):
         maps: Float[Tensor, "sequence height width channel"],
         attended: Float[Tensor, "sequence height width channel"],
         splits: int,
-        scores: Float[Tensor, "window cell cell"] | None,
+        shifted: bool,
     ) -> Float[Tensor, "sequence height width channel"]:
-        """``scores`` given: windows are shifted by half a window, and these scores are added."""
-        height, width = maps.shape[1:3]
-        shift = (height // splits // 2, width // splits // 2)
-        if scores is not None:
-            back = (-shift[0], -shift[1])
-            same = attended is maps
-            maps = torch.roll(maps, back, dims=(1, 2))
-            attended = maps if same else torch.roll(attended, back, dims=(1, 2))
-        queries, keys = split_windows(maps, splits), split_windows(attended, splits)
-        # Windows take the place of heads: one call, and the mask is shared by all sequences.
-        message = F.scaled_dot_product_attention(
-            self.query(queries), self.key(keys), self.value(keys), attn_mask=scores
-        )
-        message = merge_windows(self.norm(self.merge(message)), splits, height, width)
-        return message if scores is None else torch.roll(message, shift, dims=(1, 2))
+        """``shifted``: windows begin half a window later, see ``window_edges``."""
+        projected = self.query(maps), self.key(attended), self.value(attended)
+        columns = list(pairwise(window_edges(maps.shape[2], splits, shifted)))
+        bands = []
+        for top, bottom in pairwise(window_edges(maps.shape[1], splits, shifted)):
+            windows = []
+            for left, right in columns:
+                cells = (x[:, None, top:bottom, left:right].flatten(2, 3) for x in projected)
+                message = F.scaled_dot_product_attention(*cells)
+                windows.append(message.unflatten(2, (bottom - top, right - left))[:, 0])
+            bands.append(torch.cat(windows, 2))
+        return self.norm(self.merge(torch.cat(bands, 1)))
 
 
 class CrossViewBlock(nn.Module):
@@ -125,17 +99,25 @@ class CrossViewBlock(nn.Module):
         maps: Float[Tensor, "sequence height width channel"],
         partners: Float[Tensor, "sequence height width channel"],
         splits: int,
-        scores: Float[Tensor, "window cell cell"] | None,
+        shifted: bool,
     ) -> Float[Tensor, "sequence height width channel"]:
-        maps = maps + self.self_attention(maps, maps, splits, scores)
-        message = self.cross_attention(maps, partners, splits, scores)
+        maps = maps + self.self_attention(maps, maps, splits, shifted)
+        message = self.cross_attention(maps, partners, splits, shifted)
         return maps + self._fed_forward(torch.cat([maps, message], -1))
 
     def _fed_forward(self, maps: Float[Tensor, "sequence height width twice"]) -> Tensor:
         rows = maps.reshape(-1, maps.shape[-1])
         size = max(1, FEED_FORWARD_ELEMENTS // self.hidden)
-        parts = [self.norm(self.feed_forward(part)) for part in rows.split(size)]
+        parts = [self._rows_fed_forward(part) for part in rows.split(size)]
         return torch.cat(parts).reshape(*maps.shape[:-1], -1)
+
+    def _rows_fed_forward(self, rows: Float[Tensor, "row twice"]) -> Float[Tensor, "row channel"]:
+        """On the CPU the hidden activations, two thirds of a block's memory, are made again in the backward pass."""
+        if torch.is_grad_enabled() and rows.device.type == "cpu":
+            return checkpoint(
+                lambda x: self.norm(self.feed_forward(x)), rows, use_reentrant=False, preserve_rng_state=False
+            )
+        return self.norm(self.feed_forward(rows))
 
 
 class CrossViewTransformer(nn.Module):
@@ -155,8 +137,7 @@ class CrossViewTransformer(nn.Module):
         _, _, height, width, channel = pairs.shape
         code = window_positions(height // splits, width // splits, channel, pairs.device)
         maps = (pairs + code.repeat(splits, splits, 1)).flatten(0, 1)
-        scores = shifted_window_scores(height, width, splits, pairs.device) if splits > 1 else None
         for index, block in enumerate(self.blocks):
             partners = maps.unflatten(0, pairs.shape[:2]).flip(0).flatten(0, 1)
-            maps = block(maps, partners, splits, scores if index % 2 else None)
+            maps = block(maps, partners, splits, shifted=splits > 1 and index % 2 == 1)
         return maps.unflatten(0, pairs.shape[:2])

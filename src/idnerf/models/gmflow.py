@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from idnerf.models.cross_view_transformer import CrossViewTransformer
 
@@ -45,6 +46,7 @@ class PairMaps:
         fine: 1/4 of the padded image.
         padded_size: (width, height) of the images after padding at the right and the bottom; a pixel keeps
             its position, so a map is looked up as if the image had this size.
+        products: of neighbouring cells at both scales (``matching.corner_products``); None where not prepared.
 
     Cell i of a map of stride s (8 or 4) describes the image around u = s (i + 0.5) - ``CELL_OFFSET``.
     """
@@ -52,6 +54,10 @@ class PairMaps:
     coarse: Float[Tensor, "batch pair member height width channel"]
     fine: Float[Tensor, "batch pair member fine_height fine_width channel"]
     padded_size: tuple[int, int]
+    products: (
+        tuple[Float[Tensor, "batch pair member row group"], Float[Tensor, "batch pair member fine_row fine_group"]]
+        | None
+    ) = None
 
     @property
     def scales(self) -> tuple[Tensor, Tensor]:
@@ -70,9 +76,9 @@ class ResidualBlock(nn.Module):
 
     def forward(self, maps: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
         shortcut = maps if self.shortcut is None else F.instance_norm(self.shortcut(maps))
-        maps = F.relu(F.instance_norm(self.conv1(maps)))
-        maps = F.relu(F.instance_norm(self.conv2(maps)))
-        return F.relu(shortcut + maps)
+        maps = F.relu_(F.instance_norm(self.conv1(maps)))
+        maps = F.relu_(F.instance_norm(self.conv2(maps)))
+        return F.relu_(shortcut + maps)
 
 
 class Backbone(nn.Module):
@@ -95,7 +101,17 @@ class Backbone(nn.Module):
         # Image by image when they are large: the half-size maps are the largest buffers of the model.
         per_image = self.stem.out_channels * images.shape[-1] * images.shape[-2] // 4
         parts = images.split(max(1, CHUNK_ELEMENTS // per_image))
-        return torch.cat([self.head(self.blocks(F.relu(F.instance_norm(self.stem(part))))) for part in parts])
+        return torch.cat([self.head(self.blocks[2:](self._half_size(part))) for part in parts])
+
+    def _half_size(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n c h2 w2"]:
+        """The stages at half size; on the CPU computed again in the backward pass, as they would fill 0.25 GB an image
+        of 640x512."""
+        if torch.is_grad_enabled() and images.device.type == "cpu":
+            return checkpoint(self._start, images, use_reentrant=False, preserve_rng_state=False)
+        return self._start(images)
+
+    def _start(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n c h2 w2"]:
+        return self.blocks[:2](F.relu_(F.instance_norm(self.stem(images))))
 
 
 class Upsampler(nn.Module):
@@ -135,7 +151,7 @@ class GMFlowEncoder(nn.Module):
         fine = torch.stack([torch.cat(list(self._upsampled(member))) for member in coarse])
         width, height = padded.shape[-1], padded.shape[-2]
         return PairMaps(
-            *(scale.unflatten(1, (batch, -1)).permute(1, 2, 0, 3, 4, 5) for scale in (coarse, fine)),
+            *(scale.unflatten(1, (batch, -1)).permute(1, 2, 0, 3, 4, 5).contiguous() for scale in (coarse, fine)),
             padded_size=(width, height),
         )
 

@@ -9,16 +9,16 @@ PaperFeatures, Cameras(target), pixels -> render_pixels -> PixelOutput       per
 Without view refinement, and so without latent, it is MatchNeRF.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from idnerf.errors import InputError
 from idnerf.geometry.cameras import invert_rigid
-from idnerf.geometry.projection import bilinear_lookup
 from idnerf.geometry.rays import pixel_centers, rays_at_pixels
 from idnerf.models.behaviour import Behaviour, PublishedBehaviour
 from idnerf.models.gmflow import GMFlowEncoder, PairMaps, view_pairs
@@ -29,16 +29,26 @@ from idnerf.models.latent import (
     TargetLatent,
     check_latent_options,
 )
-from idnerf.models.matching import Reprojection, lookup_colours, matching_cue, reproject
+from idnerf.models.matching import (
+    Reprojection,
+    corner_products,
+    lookup_colours,
+    lookup_views,
+    matching_cue,
+    reproject,
+    with_taps,
+)
 from idnerf.models.radiance_field import RadianceField
 from idnerf.models.view_aggregation import ConcatenatedViews, SymmetricViews, ray_turns
 from idnerf.models.view_matching import masked_mean_and_variance
 from idnerf.models.view_refinement import MapTokens, TokenAttention, attend_with_latent
 from idnerf.rendering.compositing import alphas_without_intervals, composite, compositing_weights
-from idnerf.types import Cameras, RenderOutput, Views
+from idnerf.types import Cameras, Rays, RenderOutput, Views
 
 LOOKUPS_PER_CHUNK = 6 * 8192
 """Feature lookups of one scale made at once when rendering images: 8,192 points for the 6 maps of 3 views."""
+LOOKUPS_PER_TRAINING_CHUNK = 6 * 32768
+"""The same in a training step on the CPU, where every chunk is computed again in the backward pass: 32,768 points."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +189,9 @@ class PaperModel(nn.Module):
                 f"give {self.config.num_views} views, or weights with symmetric view aggregation."
             )
         maps = self.encoder(source.images)
+        if maps.coarse.device.type == "cpu" and not torch.is_grad_enabled():
+            coarse, fine = (corner_products(m, g) for m, g in zip(maps.scales, self.config.groups, strict=True))
+            maps = replace(maps, products=(coarse, fine))
         return PaperFeatures(
             maps,
             source.images.permute(0, 1, 3, 4, 2).contiguous(),
@@ -212,10 +225,14 @@ class PaperModel(nn.Module):
         rays = rays_at_pixels(target, pixels)
         count = self.config.samples_per_ray
         depths = self.behaviour.sample_depths(target, pixels.shape[1], count, generator)
-        points = rays.origins[:, :, None] + rays.directions[:, :, None] * (depths / rays.cos[..., None])[..., None]
-        colours, raw = self._query_field(features, target, points, rays.directions, latent_token)
-        weights = compositing_weights(alphas_without_intervals(self.behaviour.sigmas(raw)))
-        return PixelOutput(composite(weights, colours), self.behaviour.expected_depth(weights, depths), weights.sum(-1))
+        parts = [(rays, depths, latent_token)]
+        if torch.is_grad_enabled() and pixels.device.type == "cpu":
+            size = self._rays_per_chunk(*features.cameras.shape, LOOKUPS_PER_TRAINING_CHUNK)
+            parts = [_some_rays(*parts[0], slice(i, i + size)) for i in range(0, pixels.shape[1], size)]
+        outputs = [self._composited(features, target, *part, again=len(parts) > 1) for part in parts]
+        return PixelOutput(
+            *(torch.cat(values, 1) if len(parts) > 1 else values[0] for values in zip(*outputs, strict=True))
+        )
 
     def render_tile(
         self, features: PaperFeatures, target: Cameras, *, latent: TargetLatent | None = None
@@ -224,8 +241,7 @@ class PaperModel(nn.Module):
         batch, views = features.cameras.shape
         latent = self.infer_latent(features, target) if latent is None else latent
         pixels = pixel_centers(target.size, target.device).reshape(1, -1, 2).expand(batch, -1, -1)
-        lookups = batch * 2 * len(view_pairs(views)) * self.config.samples_per_ray
-        chunks = pixels.split(max(1, LOOKUPS_PER_CHUNK // lookups), dim=1)
+        chunks = pixels.split(self._rays_per_chunk(batch, views, LOOKUPS_PER_CHUNK), dim=1)
         parts = [self.render_pixels(features, target, chunk, latent=latent) for chunk in chunks]
         image = (target.height, target.width)
         return RenderOutput(
@@ -233,6 +249,31 @@ class PaperModel(nn.Module):
             torch.cat([part.depth for part in parts], 1).unflatten(-1, image),
             torch.cat([part.opacity for part in parts], 1).unflatten(-1, image),
         )
+
+    def _rays_per_chunk(self, batch: int, views: int, lookups: int) -> int:
+        return max(1, lookups // (batch * 2 * len(view_pairs(views)) * self.config.samples_per_ray))
+
+    def _composited(
+        self,
+        features: PaperFeatures,
+        target: Cameras,
+        rays: Rays,
+        depths: Float[Tensor, "batch ray sample"],
+        latent_token: Float[Tensor, "batch ray token"] | None,
+        *,
+        again: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Colour, depth and opacity of rays; ``again``: nothing is kept for the backward pass, which starts afresh."""
+        if again:
+            return checkpoint(
+                lambda: self._composited(features, target, rays, depths, latent_token, again=False),
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
+        points = rays.origins[:, :, None] + rays.directions[:, :, None] * (depths / rays.cos[..., None])[..., None]
+        colours, raw = self._query_field(features, target, points, rays.directions, latent_token)
+        weights = compositing_weights(alphas_without_intervals(self.behaviour.sigmas(raw)))
+        return composite(weights, colours), self.behaviour.expected_depth(weights, depths), weights.sum(-1)
 
     def _query_field(
         self,
@@ -245,7 +286,7 @@ class PaperModel(nn.Module):
         """Colours and raw densities at the samples of rays with unit directions in the world."""
         batch, rays, samples, _ = points.shape
         flat = points.flatten(1, 2)
-        reprojection = reproject(flat, features.cameras, self.behaviour)
+        reprojection = with_taps(reproject(flat, features.cameras, self.behaviour), features.maps, self.behaviour)
         rotation = invert_rigid(target.c2w)[:, :3, :3]
         along = directions[:, :, None].expand_as(points).flatten(1, 2)
         colours_of_views = lookup_colours(features.images, reprojection.pixels)
@@ -268,6 +309,16 @@ class PaperModel(nn.Module):
             *self.behaviour.attention_masks(seen_by),
         )
         return colours.unflatten(0, (batch, rays)), raw.unflatten(0, (batch, rays))
+
+
+def _some_rays(
+    rays: Rays,
+    depths: Float[Tensor, "batch ray sample"],
+    latent_token: Float[Tensor, "batch ray token"] | None,
+    some: slice,
+) -> tuple[Rays, Float[Tensor, "batch some sample"], Float[Tensor, "batch some token"] | None]:
+    part = Rays(rays.origins[:, some], rays.directions[:, some], rays.cos[:, some])
+    return part, depths[:, some], None if latent_token is None else latent_token[:, some]
 
 
 class Refinement(nn.Module):
@@ -304,14 +355,11 @@ class Refinement(nn.Module):
     ) -> Float[Tensor, "batch point width"]:
         """Args: ``colours`` of the views at the points, ``latent_token`` of each point's ray."""
         assert features.token_maps is not None
-        batch_view = colours.shape[:2]
-        looked_up = torch.zeros(())
-        for maps in features.token_maps:
-            size = (maps.shape[3], maps.shape[2])
-            positions = behaviour.map_positions(reprojection.pixels, features.maps.padded_size, size)
-            of_scale = bilinear_lookup(maps.flatten(0, 1), positions.flatten(0, 1)).unflatten(0, batch_view)
-            looked_up = looked_up + of_scale
-        tokens = self.tokens(looked_up, colours, reprojection.visible)
+        coarse, fine = (
+            lookup_views(maps, reprojection, level, features.maps.padded_size, behaviour)
+            for level, maps in enumerate(features.token_maps)
+        )
+        tokens = self.tokens(coarse + fine, colours, reprojection.visible)
         views, latent = attend_with_latent(self.attention, tokens, reprojection.visible, latent_token)
         if self.symmetric:
             parts = list(masked_mean_and_variance(views, reprojection.visible))

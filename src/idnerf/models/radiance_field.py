@@ -19,6 +19,11 @@ def fourier_features(positions: Float[Tensor, "*batch 3"], frequencies: int) -> 
     return torch.cat([positions, angles.sin(), angles.cos()], -1)
 
 
+def modulated(values: Float[Tensor, "*shape"], scale: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """values * scale; in the place of ``values`` where nothing is differentiated."""
+    return values * scale if torch.is_grad_enabled() else values.mul_(scale)
+
+
 class RadianceField(nn.Module):
     """Six layers by default, each multiplied by the projected condition; the position comes in again once.
 
@@ -79,11 +84,21 @@ class RadianceField(nn.Module):
         scale = self.condition(condition)
         hidden = encoded
         for index, layer in enumerate(self.layers):
-            hidden = F.relu(layer(hidden) * scale)
+            hidden = F.relu_(modulated(layer(hidden), scale))
             if index == self.skip:
                 hidden = torch.cat([encoded, hidden], -1)
-        tokens = self.ray_transformer(F.relu(self.to_ray(hidden)), asking, answering)
+        tokens = self.ray_transformer(F.relu_(self.to_ray(hidden)), asking, answering)
         raw_density = self.density(tokens)[..., 0]
-        along = directions[:, None].expand(-1, positions.shape[1], -1)
-        colour = F.relu(self.directional(torch.cat([self.feature(hidden), along], -1)))
-        return torch.sigmoid(self.colour(colour)), raw_density
+        return torch.sigmoid(self.colour(F.relu_(self._directional(hidden, directions)))), raw_density
+
+    def _directional(
+        self, hidden: Float[Tensor, "ray sample hidden"], directions: Float[Tensor, "ray 3"]
+    ) -> Float[Tensor, "ray sample half"]:
+        """``directional`` of (``feature`` of hidden, direction): nothing lies between the two linear maps, so that they
+        are one, and the direction's share is the same along a ray.
+        """
+        width = self.feature.out_features
+        of_feature, of_direction = self.directional.weight.split([width, 3], 1)
+        bias = of_feature @ self.feature.bias + self.directional.bias
+        of_ray = F.linear(directions, of_direction, bias)
+        return F.linear(hidden, of_feature @ self.feature.weight) + of_ray[:, None]

@@ -36,17 +36,20 @@ class TokenAttention(nn.Module):
         self, tokens: Float[Tensor, "batch token point width"], answering: Bool[Tensor, "batch token point"]
     ) -> Float[Tensor, "batch token point width"]:
         """Tokens outside ``answering`` are ignored by all; at a point where none answers, all do."""
-        q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in self.to_qkv(tokens).chunk(3, -1))
-        silence = torch.where(answering, 0.0, -1e4).to(tokens.dtype)[..., None]
+        # Points last: every sum over a head's few channels then runs along whole batches of points.
+        qkv = self.to_qkv.weight @ tokens.transpose(-1, -2)
+        q, k, v = (part.unflatten(2, (self.heads, -1)) for part in qkv.chunk(3, 2))
+        q = q * q.shape[3] ** -0.5
+        silence = torch.where(answering, 0.0, -1e4).to(tokens.dtype)[:, :, None]
         count = tokens.shape[1]
-        scale = q.shape[-1] ** -0.5
-        scores = torch.stack([(q * k[:, s : s + 1]).sum(-1) * scale + silence[:, s : s + 1] for s in range(count)])
+        scores = torch.stack([(q * k[:, s : s + 1]).sum(3) + silence[:, s : s + 1] for s in range(count)])
         attention = (scores - scores.amax(0).detach()).exp()
         attention = attention / attention.sum(0)
-        mixed = torch.zeros_like(q)
-        for s in range(count):
-            mixed = mixed + attention[s, ..., None] * v[:, s : s + 1]
-        return self.norm(tokens + self.merge(mixed.flatten(-2)))
+        mixed = attention[0, ..., None, :] * v[:, :1]
+        for s in range(1, count):
+            mixed = torch.addcmul(mixed, attention[s, ..., None, :], v[:, s : s + 1])
+        merged = (self.merge.weight @ mixed.flatten(2, 3)).transpose(-1, -2)
+        return self.norm(tokens + merged)
 
 
 def attend_with_latent(
