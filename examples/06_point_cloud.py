@@ -35,7 +35,8 @@ def main(
     depth_views = render_depth_views(model.render, views, views.cameras, num_sources=photos)
     cloud = fuse_points(depth_views, FilterConfig(min_confidence=min_confidence, min_views=2))
     write_ply(out / "points.ply", cloud.points, cloud.colors, cloud.normals)
-    print(f"{out / 'points.ply'}: {len(cloud):,} points of {photos * loaded.cameras.width * loaded.cameras.height:,} pixels")
+    pixels = photos * loaded.cameras.width * loaded.cameras.height
+    print(f"{out / 'points.ply'}: {len(cloud):,} points of {pixels:,} pixels")
 
 
 if __name__ == "__main__":
