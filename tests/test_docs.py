@@ -26,7 +26,11 @@ def links(text: str) -> list[str]:
     return [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"[a-z]+:", link)]
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CHANGELOG.md", *PAGES], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "page",
+    [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "examples" / "README.md", *PAGES],
+    ids=lambda p: f"{p.parent.name}/{p.name}",
+)
 def test_relative_links_lead_somewhere(page):
     for link in links(page.read_text(encoding="utf-8")):
         name, _, anchor = link.partition("#")
