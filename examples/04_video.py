@@ -45,7 +45,7 @@ def main(
                 yield torch.cat([output.rgb[0], colorize_depth(output.depth[0], near, far)], dim=-1)
 
     file = out / f"{path}.mp4"
-    count = write_video(file, pictures(), fps=8)
+    count = write_video(file, pictures(), fps=8.0)
     print(f"{file}: {count} frames")
 
 
