@@ -57,7 +57,7 @@ class DTULayout:
             f"  test        {len(self.test)} of {len(table['test_scans'])} scans",
             f"  views       {fewest if fewest == most else f'{fewest} to {most}'} of {VIEWS} a scan",
             f"  depth maps  {self.with_depth} of {len(self.training) + len(self.test)} scans "
-            "(evaluation takes them for the foreground; training by colour needs none)",
+            "(for the evaluation; training by colour needs none)",
         ]
         for what, problems in (("training", self.training_problems), ("evaluation", self.test_problems)):
             lines += [f"{what}: ready"] if not problems else [f"{what}: {problem}" for problem in problems]
