@@ -26,7 +26,7 @@ SMALL = CascadeConfig(
     planes=16,
     planes_fast=16,
 )
-"""A fortieth of the default network."""
+"""A twenty-fifth of the default network."""
 
 
 def main(out: Path = Path("out/examples/tiny"), steps: int = 60, scenes: int = 4, width: int = 96) -> None:
