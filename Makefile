@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types clean
+.PHONY: demo test lint types docs notebook clean
 
 $(VENV)/.core: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -22,11 +22,20 @@ test: $(VENV)/.installed lint types
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks examples
+	$(BIN)/ruff format --check src tests benchmarks examples
 
 types: $(VENV)/.installed
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# The pages as a site: out/site/index.html.
+docs: $(VENV)/.core
+	$(BIN)/python -m pip install --quiet -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# Runs the notebook and keeps its pictures in it: after a change of the default weights.
+notebook: $(VENV)/.installed
+	$(BIN)/jupyter execute --inplace examples/quickstart.ipynb
 
 clean:
 	rm -rf $(VENV) out

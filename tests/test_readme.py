@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from idnerf import cli
+from idnerf.evaluation.metrics import psnr
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -36,6 +37,22 @@ def test_commands_and_flags_exist(line, capsys):
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#]+)\)", README))))
 def test_links_lead_somewhere(target):
     assert (ROOT / target).exists(), target
+
+
+def first_snippet(page: str) -> str:
+    """A page's first block of Python, without comments."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    code = re.findall(r"^```python\n(.*?)^```", text, flags=re.M | re.S)[0]
+    return re.sub(r" *#.*", "", code)
+
+
+@pytest.mark.parametrize("code", sorted({first_snippet("README.md"), first_snippet("docs/index.md")}))
+def test_the_first_snippet_of_python_runs(code):
+    names: dict = {}
+    exec(code, names)
+    width, height = names["scene"].cameras.size
+    assert names["out"].rgb.shape == (3, height, width)
+    assert psnr(names["out"].rgb, names["scene"].image(0)) > 15
 
 
 def test_make_targets_exist():

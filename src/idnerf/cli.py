@@ -22,6 +22,7 @@ COMMANDS = {
     "view": "a web viewer whose picture follows the browser's camera",
     "poses": "your own photos without poses to a posed scene",
     "finetune": "refine the weights on one scene's photos, never worse than the start",
+    "check": "what a folder of data holds, and what it lacks",
     "convert": "published GMFlow and MatchNeRF checkpoints to our format",
 }
 

@@ -1,7 +1,6 @@
 """`idnerf demo`: the whole way from photos to a new view on a bundled scene, in under a minute, without a download."""
 
 import time
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from idnerf.commands.options import check_writable, choose_device, load_model, progress_bar
 from idnerf.data.image_io import write_png
-from idnerf.data.load import load_scene
+from idnerf.data.load import demo_folder, load_scene
 from idnerf.evaluation.evaluator import render_inputs
 from idnerf.evaluation.metrics import psnr
 from idnerf.evaluation.protocols import Task
@@ -36,7 +35,7 @@ def demo(out: Path = Path("out/demo"), *, frames: int = 30, device: str = "auto"
     """
     check_writable(out / "video.mp4")
     where = choose_device(device)
-    scene = load_scene(Path(str(resources.files("idnerf") / "demo_scene")))
+    scene = load_scene(demo_folder())
     sources = scene.nearest_indices(scene.cameras[TARGET], NUM_SOURCES)
     source, target = render_inputs(scene, Task(TARGET, tuple(sources)), where)
     truth = scene.image(TARGET)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,11 @@ def load_scene(
         name = dtu.choose_scan(root, scan)
         view_ids, photos = dtu.read_dtu(root, name, light)
     return _assemble(name, scene_format, root.parent if root.is_file() else root, photos, view_ids, size)
+
+
+def demo_folder() -> Path:
+    """The scene that comes with the package: five photos, 320x240, of a procedural scene, with exact cameras."""
+    return Path(str(resources.files("idnerf") / "demo_scene"))
 
 
 def recognise(path: Path) -> str | None:
