@@ -22,6 +22,7 @@ COMMANDS = {
     "view": "a web viewer whose picture follows the browser's camera",
     "poses": "your own photos without poses to a posed scene",
     "finetune": "refine the weights on one scene's photos, never worse than the start",
+    "share": "weights with a model card, as a folder or on the Hugging Face hub",
     "convert": "published GMFlow and MatchNeRF checkpoints to our format",
 }
 
@@ -45,9 +46,9 @@ def main(arguments: Sequence[str]) -> None:
     if command == "train":
         module.train(rest)
         return
-    import tyro
+    from idnerf.commands.parsing import call_with
 
-    tyro.cli(getattr(module, name), args=rest, prog=f"idnerf {command}")
+    call_with(getattr(module, name), rest, f"idnerf {command}")
 
 
 def usage() -> str:

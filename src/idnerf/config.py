@@ -101,8 +101,11 @@ def run_training(config: Any) -> Path:
         from idnerf.training.dtu_scenes import DTUScenes, dtu_held_out
 
         held_out = dtu_held_out(config.root, config.size, config.held_out)
-        return train(config.trainer, DTUScenes(config.root, config.size), held_out)
+        data = f"DTU, the MVSNeRF family's training scans, at {config.size[0]}x{config.size[1]}"
+        return train(config.trainer, DTUScenes(config.root, config.size), held_out, data)
     from idnerf.training.procedural_scenes import ProceduralScenes, held_out_examples
 
     held_out = held_out_examples(config.scenes.scene, config.held_out)
-    return train(config.trainer, ProceduralScenes(config.scenes), held_out)
+    width, height = config.scenes.scene.size
+    data = f"procedural scenes of idnerf at {width}x{height}, generated; no photo"
+    return train(config.trainer, ProceduralScenes(config.scenes), held_out, data)

@@ -91,7 +91,14 @@ def evaluate(
                 )
             )
     report = build_report(
-        results, protocol=protocol, weights=weights, num_sources=num_sources, device=str(where), notes=notes
+        results,
+        protocol=protocol,
+        weights=weights,
+        num_sources=num_sources,
+        device=str(where),
+        quality=quality,
+        weights_sha256=model.fingerprint(),
+        notes=notes,
     )
     print_table(report)
     if json is not None:

@@ -4,8 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-import tyro
-
+from idnerf.commands.parsing import parse
 from idnerf.config import PRESETS, run_training
 from idnerf.errors import InputError
 
@@ -21,7 +20,7 @@ def train(arguments: Sequence[str]) -> None:
     if name not in PRESETS:
         raise InputError(f"unknown preset {name!r}: expected one of {', '.join(PRESETS)}")
     preset = PRESETS[name]
-    config = tyro.cli(type(preset), default=preset, args=list(rest), prog=f"idnerf train {name}")
+    config = parse(type(preset), rest, f"idnerf train {name}", default=preset)
     from idnerf.training.trainer import TrainingDivergedError
 
     try:
