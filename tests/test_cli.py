@@ -111,3 +111,36 @@ def test_demo_on_the_bundled_scene(capsys, weights, tmp_path):
     code, out, _ = run(capsys, "demo", "--out", tmp_path, "--frames", 2, "--weights", weights)
     assert code == 0 and "PSNR" in out
     assert sorted(p.name for p in tmp_path.iterdir()) == ["comparison.png", "depth.png", "video.mp4"]
+
+
+@pytest.mark.parametrize("command", ["view", "export", "finetune"])
+def test_photos_without_poses_are_posed_first(capsys, monkeypatch, command, scene, weights, tmp_path):
+    pytest.importorskip("viser")
+    photos = tmp_path / "photos"
+    shutil.copytree(scene / "images", photos)
+    asked, shown = [], []
+
+    class Viewer:
+        port, url = 8080, "http://127.0.0.1:8080"
+
+        def __init__(self, _model, loaded, *_):
+            shown.append(loaded.name)
+
+        def wait(self):
+            pass
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(
+        "idnerf.poses.kept.posed_scene", lambda folder, update: (asked.append(folder), (scene, None))[1]
+    )
+    monkeypatch.setattr("idnerf.viewer.server.Viewer", Viewer)
+    rest = {
+        "view": [],
+        "export": ["--out", tmp_path / "depth.npy", "--targets", 0, "--quality", "fast"],
+        "finetune": ["--out", tmp_path / "w.safetensors", "--steps", 1, "--tile", 16, 16],
+    }
+    code, out, error = run(capsys, command, photos, "--weights", weights, *rest[command])
+    assert code == 0 and asked == [photos] and f"kept in {scene}" in out, error
+    assert command != "view" or shown == [scene.name]

@@ -36,13 +36,18 @@ def parse(what: Any, arguments: Sequence[str], prog: str, **options: Any) -> Any
     """``tyro.cli``, with InputError in the place of its complaints."""
     import tyro
 
+    if not {"-h", "--help"}.isdisjoint(arguments):
+        return tyro.cli(what, args=list(arguments), prog=prog, **options)
     said = io.StringIO()
-    wants_help = not {"-h", "--help"}.isdisjoint(arguments)
+    # tyro draws its frames by the encoding of standard output: always the same ones here
+    printed = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     try:
-        with contextlib.nullcontext() if wants_help else wide_terminal(), contextlib.redirect_stderr(said):
+        with wide_terminal(), contextlib.redirect_stderr(said), contextlib.redirect_stdout(printed):
             return tyro.cli(what, args=list(arguments), prog=prog, **options)
     except SystemExit as stop:
-        if not stop.code:
+        if not stop.code:  # a completion script was asked for
+            printed.seek(0)
+            print(printed.read(), end="")
             raise
         raise InputError(f"{one_line(said.getvalue())} (see `{prog} --help`)") from None
 

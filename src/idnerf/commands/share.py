@@ -43,7 +43,7 @@ def share(
         check_repo_id(repo_id)
     if private and repo_id is None:
         raise InputError("--private is for a hub repository: give --repo-id USER/NAME too")
-    check_writable(out)
+    check_writable(out, folder=True)
     check_new_folder(out)
     scores = None if report is None else read_report(report)
     model = IDNeRF.from_pretrained(weights)

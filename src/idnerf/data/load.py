@@ -121,7 +121,7 @@ def _scenes_below(root: Path, scan: str | None, light: int, levels: int) -> list
         names = dtu.scans(root) if scan is None else [dtu.choose_scan(root, scan)]
         return [SceneSpec(root, name, light) for name in names]
     if scene_format is not None:
-        return [SceneSpec(root)]
+        return [SceneSpec(root, scan)]
     if levels == 0 or not root.is_dir():
         return []
     children = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
