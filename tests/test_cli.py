@@ -1,6 +1,7 @@
-"""The command line: every command once on a small scene, and one clear line with exit code 2 for bad input."""
+"""The command line: every command once on a small scene (wrong input: test_bad_input.py)."""
 
 import json
+import shutil
 
 import av
 import numpy as np

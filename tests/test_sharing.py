@@ -22,7 +22,7 @@ from idnerf.checkpoint import FORMAT, fingerprint, locate_weights, lossless_half
 from idnerf.errors import InputError
 from idnerf.evaluation.report import read_report
 from idnerf.models.idnerf import IDNeRF
-from matchnerf_cases import published_gmflow, published_matchnerf
+from matchnerf_cases import published_gmflow
 from tiny_cases import TINY_MODELS, waken
 
 MOST_BYTES = 25_000_000
@@ -289,11 +289,12 @@ def test_the_default_weights_are_shared_under_the_package_s_licence(capsys, tmp_
     assert card.data.license == "apache-2.0" and "procedural scenes" in card.text and "# mine\n" in card.text
 
 
-def test_converted_weights_name_the_file_they_come_from(capsys, tmp_path):
-    torch.save({"model": published_matchnerf(3)}, tmp_path / "matchnerf_3v.pth")
-    assert run(capsys, "convert", tmp_path / "matchnerf_3v.pth", "--out", tmp_path / "m.safetensors")[0] == 0
-    assert run(capsys, "share", tmp_path / "m.safetensors", "--out", tmp_path / "m")[0] == 0
-    assert "| converted from | matchnerf_3v.pth" in (tmp_path / "m" / "README.md").read_text()
+def test_converted_and_refined_weights_say_what_they_come_from(tmp_path):
+    model = tiny("paper")
+    model.save(tmp_path / "a.safetensors", source="matchnerf_3v.pth", finetuned={"scene": "fern", "photos": [0, 2]})
+    text = IDNeRF.from_pretrained(tmp_path / "a.safetensors").generate_model_card().text
+    assert "| converted from | matchnerf_3v.pth" in text
+    assert "| refined on one scene: scene | fern |" in text and "photos | 0, 2 |" in text
 
 
 # --- files that are no weights ------------------------------------------------------------------------------------

@@ -122,7 +122,9 @@ def choose_views(
     if sources is not None:
         chosen = [scene.index_of(i) for i in sources]
         if len(set(chosen)) < 2:
-            raise InputError(f"expected at least 2 different views in --sources, got {','.join(map(str, sources))}")
+            raise InputError(
+                f"expected at least 2 different views in --sources, got {','.join(map(str, sources)) or 'none'}"
+            )
     if target is not None:
         position = scene.index_of(target)
         if chosen is not None and position in chosen:

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from idnerf.commands.options import check_writable
+from idnerf.commands.options import check_writable, choose_device
 from idnerf.commands.parsing import parse
 from idnerf.config import PRESETS, run_training
 from idnerf.errors import InputError
@@ -24,6 +24,7 @@ def train(arguments: Sequence[str]) -> None:
     config = parse(type(preset), rest, f"idnerf train {name}", default=preset)
     from idnerf.training.trainer import TrainingDivergedError
 
+    choose_device(config.trainer.device)
     check_writable(config.trainer.resume or config.trainer.out, folder=True)
     try:
         run = run_training(config)

@@ -146,7 +146,11 @@ def _not_a_scene(root: Path) -> str:
         lacking = "Rectified" if (root / "Cameras" / "train").is_dir() else "Cameras/train"
         return f"{root} looks like DTU but has no {lacking}"
     pictures = len(list_images(root)) or len(list_images(root / "images"))
-    hint = f"; it has {pictures} pictures without poses: `idnerf poses` finds them" if pictures else ""
+    hint = (
+        f"; it has {pictures} picture{'s' if pictures > 1 else ''} without poses: `idnerf poses` finds them"
+        if pictures
+        else ""
+    )
     return f"{root} is no scene: found none of {LOOKED_FOR}{hint}"
 
 

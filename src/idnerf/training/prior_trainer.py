@@ -109,8 +109,14 @@ class PriorTrainerConfig:
             require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
         require(self.save_every >= 1, "save_every", "at least 1", self.save_every)
         require(self.held_out >= 2, "held_out", "at least 2", self.held_out)
-        require(min(self.size) >= 16 and not any(s % FACTOR for s in self.size), "size", "multiples of 8", self.size)
-        require(max(self.size) <= self.sizes.source_side, "sizes.source_side", f"{max(self.size)} or more", self.sizes)
+        require(
+            min(self.size) >= 16 and not any(s % FACTOR for s in self.size),
+            "size",
+            "multiples of 8 from 16 on",
+            self.size,
+        )
+        side = self.sizes.source_side
+        require(max(self.size) <= side, "sizes.source_side", f"{max(self.size)} or more for this --size", side)
         require(
             self.crop % FACTOR == 0 and 16 <= self.crop <= min(self.size),
             "crop",
