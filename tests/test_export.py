@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from command_line import load_scene, run
+from command_line import run
+from idnerf import load_scene
 from idnerf.data.procedural.config import ProceduralConfig
 from idnerf.data.procedural.files import save_scene
 from idnerf.data.procedural.generate import generate_scene
@@ -472,7 +473,7 @@ def test_cloud_mesh_depth_and_data_set_on_the_command_line(capsys, scene, weight
         capsys, "export", scene, "--out", tmp_path / "cloud.ply", *common, "--normals", "--voxel", 0.05
     )
     assert code == 0 and "points, from 4 depth maps of garden" in out, error
-    assert b"property float nx" in cloud.read_bytes()[:400]
+    assert b"property float nx" in (tmp_path / "cloud.ply").read_bytes()[:400]
     for name, extra in (("mesh.glb", []), ("mesh.ply", ["--kind", "mesh"])):
         code, out, error = run(
             capsys, "export", scene, "--out", tmp_path / name, *common, *extra, "--frames", 2, "--resolution", 16,
