@@ -1,8 +1,7 @@
-"""The command line: every command once on a small scene, and one clear line with exit code 2 for bad input."""
+"""The command line: every command once on a small scene (wrong input: test_bad_input.py)."""
 
 import json
-import sys
-from pathlib import Path
+import shutil
 
 import av
 import numpy as np
@@ -10,44 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from command_line import run
 from idnerf import cli
-from idnerf.data.procedural.config import ProceduralConfig
-from idnerf.data.procedural.files import save_scene
-from idnerf.data.procedural.generate import generate_scene
-from idnerf.models.idnerf import IDNeRF, ModelConfig
 from matchnerf_cases import published_gmflow, published_matchnerf
-from tiny_cases import TINY_CASCADE
-
-
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("scenes") / "garden"
-    config = ProceduralConfig(size=(64, 48), num_views=5, complexity=(0.1, 0.1), supersample=1)
-    save_scene(generate_scene(5, config), folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    IDNeRF(ModelConfig(cascade=TINY_CASCADE)).save(path)
-    return path
-
-
-def run(capsys, *arguments: object) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of ``idnerf ARGUMENTS``."""
-    arguments_before = sys.argv
-    sys.argv = ["idnerf", *map(str, arguments)]
-    try:
-        cli.entry_point()
-        code = 0
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    finally:
-        sys.argv = arguments_before
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def test_help_names_every_command_and_each_has_help(capsys):
@@ -150,61 +114,34 @@ def test_demo_on_the_bundled_scene(capsys, weights, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["comparison.png", "depth.png", "video.mp4"]
 
 
-BAD = {
-    "no command": ([], "usage"),
-    "unknown command": (["paint"], "unknown command 'paint'"),
-    "unknown preset": (["train", "everything"], "unknown preset"),
-    "no such scene": (["render", "/nowhere", "--out", "a.png"], "does not exist"),
-    "not a scene": (["render", "{empty}", "--out", "a.png"], "is no scene"),
-    "target and path": (["render", "{scene}", "--out", "a.png", "--target", "0", "--path", "orbit"], "not both"),
-    "unknown target": (["render", "{scene}", "--out", "a.png", "--target", "9"], "no view 9"),
-    "target among sources": (["render", "{scene}", "--out", "a.png", "--target", "1", "--sources", "1,2"], "--target"),
-    "one source": (["render", "{scene}", "--out", "a.png", "--target", "1", "--sources", "2"], "at least 2"),
-    "too many sources": (["render", "{scene}", "--out", "a.mp4", "--num-sources", "9"], "--num-sources"),
-    "sources that are no numbers": (["render", "{scene}", "--out", "a.png", "--sources", "a,b"], "--sources"),
-    "size of zero": (["render", "{scene}", "--out", "a.png", "--size", "0x0"], "--size"),
-    "size in words": (["render", "{scene}", "--out", "a.png", "--size", "big"], "--size"),
-    "unknown path": (["render", "{scene}", "--out", "a.mp4", "--path", "zigzag"], "interpolate, spiral or orbit"),
-    "no frames": (["render", "{scene}", "--out", "a.mp4", "--path", "orbit", "--frames", "0"], "--frames"),
-    "unknown ending": (["render", "{scene}", "--out", "a.jpeg2"], "--out"),
-    "unknown quality": (["render", "{scene}", "--out", "a.png", "--quality", "best"], "--quality"),
-    "unknown device": (["render", "{scene}", "--out", "a.png", "--device", "tpu"], "--device"),
-    "scan of a scene that has none": (["render", "{scene}", "--out", "a.png", "--scan", "scan1"], "DTU"),
-    "missing weights": (["render", "{scene}", "--out", "a.png", "--weights", "none.safetensors"], "--weights"),
-    "weights that are text": (["render", "{scene}", "--out", "a.png", "--weights", "{text}"], "not a readable"),
-    "out below a file": (["render", "{scene}", "--out", "{text}/a.png"], "not a folder"),
-    "unknown protocol": (["evaluate", "{scene}", "--protocol", "mine"], "unknown --protocol"),
-    "no split for the scene": (["evaluate", "{scene}", "--protocol", "mvsnerf"], "has no split"),
-    "crop of zero": (["evaluate", "{scene}", "--crop", "0"], "--crop"),
-    "one source to evaluate": (["evaluate", "{scene}", "--num-sources", "1"], "--num-sources"),
-    "no such checkpoint": (["convert", "/nowhere.pth", "--out", "a.safetensors"], "nowhere.pth"),
-    "text as a checkpoint": (["convert", "{text}", "--out", "a.safetensors"], "notes.txt"),
-    "no scenes": (["scenes", "--out", "{empty}", "--count", "0"], "--count"),
-    "too few steps": (["train", "cascade-procedural", "--steps", "0"], "--steps"),
-    "no DTU there": (["train", "matchnerf-dtu", "--root", "/nowhere"], "/nowhere"),
-}
+@pytest.mark.parametrize("command", ["view", "export", "finetune"])
+def test_photos_without_poses_are_posed_first(capsys, monkeypatch, command, scene, weights, tmp_path):
+    pytest.importorskip("viser")
+    photos = tmp_path / "photos"
+    shutil.copytree(scene / "images", photos)
+    asked, shown = [], []
 
+    class Viewer:
+        port, url = 8080, "http://127.0.0.1:8080"
 
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line_and_exit_code_2(capsys, monkeypatch, case, scene, weights, tmp_path):
-    arguments, expected = BAD[case]
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "notes.txt").write_text("not weights")
-    places = {"{scene}": scene, "{empty}": tmp_path / "empty", "{text}": tmp_path / "notes.txt"}
-    filled = []
-    for argument in arguments:
-        for name, place in places.items():
-            argument = argument.replace(name, str(place))
-        filled.append(argument)
-    if filled and filled[0] in ("render", "evaluate") and "--weights" not in filled:
-        filled += ["--weights", str(weights)]
-    monkeypatch.chdir(tmp_path)
-    before = sorted(tmp_path.rglob("*"))
-    code, out, error = run(capsys, *filled)
-    assert code == 2
-    if arguments:
-        assert expected in error and len(error.strip().splitlines()) == 1, error
-        assert error.startswith("idnerf: ")
-    else:
-        assert expected in out
-    assert sorted(tmp_path.rglob("*")) == before
+        def __init__(self, _model, loaded, *_):
+            shown.append(loaded.name)
+
+        def wait(self):
+            pass
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(
+        "idnerf.poses.kept.posed_scene", lambda folder, update: (asked.append(folder), (scene, None))[1]
+    )
+    monkeypatch.setattr("idnerf.viewer.server.Viewer", Viewer)
+    rest = {
+        "view": [],
+        "export": ["--out", tmp_path / "depth.npy", "--targets", 0, "--quality", "fast"],
+        "finetune": ["--out", tmp_path / "w.safetensors", "--steps", 1, "--tile", 16, 16],
+    }
+    code, out, error = run(capsys, command, photos, "--weights", weights, *rest[command])
+    assert code == 0 and asked == [photos] and f"kept in {scene}" in out, error
+    assert command != "view" or shown == [scene.name]

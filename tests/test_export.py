@@ -3,7 +3,6 @@
 import json
 import math
 import struct
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from idnerf import cli, load_scene
+from command_line import run
+from idnerf import load_scene
 from idnerf.data.procedural.config import ProceduralConfig
 from idnerf.data.procedural.files import save_scene
 from idnerf.data.procedural.generate import generate_scene
@@ -32,9 +32,8 @@ from idnerf.export.tsdf import fuse_tsdf
 from idnerf.geometry.projection import project
 from idnerf.geometry.rays import image_rays
 from idnerf.geometry.trajectories import look_at
-from idnerf.models.idnerf import IDNeRF, ModelConfig
 from idnerf.types import Cameras, RenderOutput, Views
-from tiny_cases import TINY_CASCADE, cameras_on_a_wall, photograph_plane
+from tiny_cases import cameras_on_a_wall, photograph_plane
 
 PLANE = 4.0
 BELIEVE_ALL = FilterConfig(min_confidence=0.0, min_views=1)
@@ -465,50 +464,30 @@ def scene(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    IDNeRF(ModelConfig(cascade=TINY_CASCADE)).save(path)
-    return path
-
-
-def run(capsys, *arguments: object) -> tuple[int, str, str]:
-    before = sys.argv
-    sys.argv = ["idnerf", "export", *map(str, arguments)]
-    try:
-        cli.entry_point()
-        code = 0
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    finally:
-        sys.argv = before
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
 LOOSE = ["--min-confidence", 0, "--min-views", 1]
 
 
 def test_cloud_mesh_depth_and_data_set_on_the_command_line(capsys, scene, weights, tmp_path):
     common = ["--weights", weights, "--quality", "fast", *LOOSE]
-    code, out, error = run(capsys, scene, "--out", tmp_path / "cloud.ply", *common, "--normals", "--voxel", 0.05)
+    code, out, error = run(
+        capsys, "export", scene, "--out", tmp_path / "cloud.ply", *common, "--normals", "--voxel", 0.05
+    )
     assert code == 0 and "points, from 4 depth maps of garden" in out, error
     assert b"property float nx" in (tmp_path / "cloud.ply").read_bytes()[:400]
     for name, extra in (("mesh.glb", []), ("mesh.ply", ["--kind", "mesh"])):
         code, out, error = run(
-            capsys, scene, "--out", tmp_path / name, *common, *extra, "--frames", 2, "--resolution", 16,
+            capsys, "export", scene, "--out", tmp_path / name, *common, *extra, "--frames", 2, "--resolution", 16,
             "--smallest-part", 0,
         )  # fmt: skip
         assert code == 0 and "mesh of" in out and "2 depth maps" in out, error
-    code, out, error = run(capsys, scene, "--out", tmp_path / "d" / "one.npy", *common, "--targets", 2)
+    code, out, error = run(capsys, "export", scene, "--out", tmp_path / "d" / "one.npy", *common, "--targets", 2)
     assert code == 0 and np.load(tmp_path / "d" / "one.npy").shape == (48, 64), error
-    code, out, error = run(capsys, scene, "--out", tmp_path / "d" / "many.exr", *common, "--sources", "1,3,0")
+    code, out, error = run(capsys, "export", scene, "--out", tmp_path / "d" / "many.exr", *common, "--sources", "1,3,0")
     assert code == 0, error
     names = sorted(p.name for p in (tmp_path / "d").iterdir())
     assert names == ["many_0000.exr", "many_0001.exr", "many_0003.exr", "one.npy"]
     code, out, error = run(
-        capsys, scene, "--out", tmp_path / "set", *common, "--at", "orbit", "--frames", 3, "--size", "32x24",
+        capsys, "export", scene, "--out", tmp_path / "set", *common, "--at", "orbit", "--frames", 3, "--size", "32x24",
         "--depth-format", "npy",
     )  # fmt: skip
     assert code == 0 and "data set of 3 views" in out, error
@@ -518,40 +497,3 @@ def test_cloud_mesh_depth_and_data_set_on_the_command_line(capsys, scene, weight
     depth = np.load(tmp_path / "set" / frames[2]["depth_file_path"])
     assert depth.shape == (24, 32) and (depth > 0).all()
     assert not [p for p in tmp_path.rglob(".*")]
-
-
-BAD = {
-    "unknown ending": (["--out", "a.obj"], "ending in .ply"),
-    "unknown kind": (["--out", "a.ply", "--kind", "volume"], "--kind"),
-    "kind that does not fit": (["--out", "a.glb", "--kind", "cloud"], "--kind cloud is written as .ply"),
-    "folder with something in it": (["--out", "{full}"], "empty folder"),
-    "unknown place": (["--out", "a.ply", "--at", "home"], "--at"),
-    "place and targets": (["--out", "a.ply", "--at", "orbit", "--targets", "1"], "not both"),
-    "unknown target": (["--out", "a.ply", "--targets", "9"], "no view 9"),
-    "unknown source": (["--out", "a.ply", "--sources", "0,9"], "no view 9"),
-    "one source": (["--out", "a.ply", "--sources", "2,2"], "at least 2"),
-    "one source each": (["--out", "a.ply", "--num-sources", "1"], "--num-sources"),
-    "no frames": (["--out", "a.ply", "--frames", "0"], "--frames"),
-    "voxel of zero": (["--out", "a.ply", "--voxel", "0"], "--voxel"),
-    "confidence of two": (["--out", "a.ply", "--min-confidence", "2"], "--min-confidence"),
-    "no views": (["--out", "a.ply", "--min-views", "0"], "--min-views"),
-    "no tolerance": (["--out", "a.ply", "--depth-tolerance", "0"], "--depth-tolerance"),
-    "tiny volume": (["--out", "a.glb", "--resolution", "1"], "--resolution"),
-    "unknown depth format": (["--out", "set", "--depth-format", "tif"], "--depth-format"),
-    "depth format of a cloud": (["--out", "a.ply", "--depth-format", "npy"], "--depth-format"),
-    "nothing believed": (["--out", "a.ply", "--depth-tolerance", "1e-9", "--min-confidence", "0"], "no point is left"),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line_and_leaves_nothing(capsys, monkeypatch, case, scene, weights, tmp_path):
-    arguments, expected = BAD[case]
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "notes.txt").write_text("mine")
-    monkeypatch.chdir(tmp_path)
-    before = sorted(tmp_path.rglob("*"))
-    filled = [a.replace("{full}", str(tmp_path / "full")) for a in arguments]
-    code, _, error = run(capsys, scene, "--weights", weights, "--quality", "fast", *filled)
-    assert code == 2 and expected in error, error
-    assert error.startswith("idnerf: ") and len(error.strip().splitlines()) == 1
-    assert sorted(tmp_path.rglob("*")) == before

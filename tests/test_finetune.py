@@ -1,19 +1,18 @@
 """Refinement on one scene: never worse than the start, blind to what is held out, and worth its minutes."""
 
 import math
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from idnerf import cli
+from command_line import run
 from idnerf.checkpoint import read_tensors
 from idnerf.data.procedural.config import ProceduralConfig
 from idnerf.data.procedural.files import save_scene
 from idnerf.data.procedural.generate import generate_scene
 from idnerf.errors import InputError
-from idnerf.models.idnerf import IDNeRF, ModelConfig
+from idnerf.models.idnerf import IDNeRF
 from idnerf.priors.prior import PriorConfig
 from idnerf.training.finetune import (
     FinetuneConfig,
@@ -29,7 +28,7 @@ from idnerf.training.finetune import (
 )
 from idnerf.training.score_distillation import GuidanceConfig
 from idnerf.types import Views
-from tiny_cases import TINY_CASCADE, TINY_MODELS, plane_views, waken, with_latent
+from tiny_cases import TINY_MODELS, plane_views, waken, with_latent
 
 TILE = (16, 16)
 QUICK = FinetuneConfig(steps=6, evaluate_every=3, tile=TILE, warmup=1, ema_decay=0.0)
@@ -226,34 +225,12 @@ def scene(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    IDNeRF(ModelConfig(cascade=TINY_CASCADE)).save(path)
-    return path
-
-
-def run(capsys, *arguments: object) -> tuple[int, str, str]:
-    before = sys.argv
-    sys.argv = ["idnerf", "finetune", *map(str, arguments)]
-    try:
-        cli.entry_point()
-        code = 0
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    finally:
-        sys.argv = before
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
 STEPS = ["--steps", 2, "--evaluate-every", 1, "--tile", 16, 16]
 
 
 def test_the_command_writes_weights_that_the_others_take(capsys, scene, weights, tmp_path):
     out = tmp_path / "a" / "mine.safetensors"
-    code, text, error = run(capsys, scene, "--out", out, "--weights", weights, "--test", 3, *STEPS)
+    code, text, error = run(capsys, "finetune", scene, "--out", out, "--weights", weights, "--test", 3, *STEPS)
     assert code == 0, error
     assert "held out: PSNR" in text and "test: PSNR" in text and "view 3:" in text
     facts = read_tensors(out)[1]["finetuned"]
@@ -266,37 +243,8 @@ def test_the_command_writes_weights_that_the_others_take(capsys, scene, weights,
 
 def test_three_photos_rotate(capsys, scene, weights, tmp_path):
     out = tmp_path / "mine.safetensors"
-    code, text, error = run(capsys, scene, "--out", out, "--weights", weights, "--sources", "0,2,4", *STEPS)
+    code, text, error = run(capsys, "finetune", scene, "--out", out, "--weights", weights, "--sources", "0,2,4", *STEPS)
     assert code == 0 and all(f"{view}: " in text.splitlines()[0] for view in (0, 2, 4)), error
-
-
-BAD = {
-    "another ending": (["--out", "a.pt"], ".safetensors"),
-    "two photos": (["--out", "a.safetensors", "--sources", "0,1"], "at least 3 photos"),
-    "unknown photo": (["--out", "a.safetensors", "--sources", "0,1,9"], "no view 9"),
-    "unknown test": (["--out", "a.safetensors", "--test", "9"], "no view 9"),
-    "test photo used": (["--out", "a.safetensors", "--sources", "0,1,2", "--test", "2"], "nothing else"),
-    "held out in words": (["--out", "a.safetensors", "--held-out", "some"], "--held-out"),
-    "held out not used": (["--out", "a.safetensors", "--sources", "0,1,2,3", "--held-out", "4"], "not among"),
-    "all held out": (["--out", "a.safetensors", "--held-out", "0,1,2"], "must remain"),
-    "one source": (["--out", "a.safetensors", "--num-sources", "1"], "--num-sources"),
-    "no steps": (["--out", "a.safetensors", "--steps", "0"], "--steps"),
-    "no time": (["--out", "a.safetensors", "--minutes", "0"], "--minutes"),
-    "no learning": (["--out", "a.safetensors", "--lr", "0"], "--lr"),
-    "guidance without latent": (["--out", "a.safetensors", "--guidance.sds-weight", "1"], "latent"),
-    "no scene": (["--out", "a.safetensors"], "does not exist"),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line_and_leaves_nothing(capsys, monkeypatch, case, scene, weights, tmp_path):
-    arguments, expected = BAD[case]
-    monkeypatch.chdir(tmp_path)
-    place = tmp_path / "nowhere" if case == "no scene" else scene
-    code, _, error = run(capsys, place, "--weights", weights, *arguments)
-    assert code == 2 and expected in error, error
-    assert error.startswith("idnerf: ") and len(error.strip().splitlines()) == 1
-    assert not list(tmp_path.rglob("*"))
 
 
 def test_splits_are_checked_when_they_lack_something():

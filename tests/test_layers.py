@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "idnerf"
 # Lowest first. A module may import from lower levels and from its own part, never from a sibling part of its level.
 LEVELS = [
     {"errors"},
-    {"types"},
+    {"types", "hub"},
     {"geometry", "checkpoint", "allocator", "ranks"},
     {"rendering"},
     {"models", "priors", "data"},
@@ -33,7 +33,7 @@ ADAPTERS = {
     "diffusers": "priors/diffusers_networks.py",
     "transformers": "priors/clip.py",
     "skimage": "export/marching_cubes.py",
-    "huggingface_hub": "checkpoint.py",
+    "huggingface_hub": "hub.py",
     "torchvision": "evaluation/lpips.py",
     "viser": "viewer/server.py",
 }

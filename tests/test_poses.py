@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from idnerf import cli
+from command_line import run
 from idnerf.data.colmap import _w2c
 from idnerf.data.load import load_scene
 from idnerf.errors import InputError
@@ -30,20 +30,6 @@ from idnerf.poses.structure_from_motion import Attempt, attempts, plausible
 from room_photos import FOCAL_RATIO, WALK, Room, pose, save_photos
 
 SIZE = (320, 240)
-
-
-def run(capsys, *arguments: object) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of ``idnerf ARGUMENTS``."""
-    before, sys.argv = sys.argv, ["idnerf", *map(str, arguments)]
-    try:
-        cli.entry_point()
-        code = 0
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    finally:
-        sys.argv = before
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def exact_model(k1: float = 0.0, count: int = 60) -> SparseModel:

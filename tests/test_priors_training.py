@@ -1,7 +1,6 @@
 """Training the small prior: both parts move what they should, resuming is exact, bad input is one line."""
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import torch
 
 pytest.importorskip("diffusers")
 
-from idnerf import cli
 from idnerf.checkpoint import read_tensors
 from idnerf.data.image_io import read_image
 from idnerf.data.procedural.config import ProceduralConfig
@@ -180,38 +178,6 @@ def test_dropping_parts_of_a_condition(generator):
     torch.testing.assert_close(dropped.tokens[0], networks.tokens.empty.expand(5, -1))
     torch.testing.assert_close(dropped.tokens[1:], condition.tokens[1:])
     assert dropped.map.sum((2, 3)).eq(0).tolist() == [[True] * 9, *[[False] * 2 + [True] * 7] * 2, [False] * 9]
-
-
-def run_command(capsys, *arguments: object) -> tuple[int, str]:
-    before = sys.argv
-    sys.argv = ["idnerf", "train-prior", *map(str, arguments)]
-    try:
-        cli.entry_point()
-        code = 0
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    finally:
-        sys.argv = before
-    return code, capsys.readouterr().err.strip()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (("--size", "50", "32"), "--size: expected multiples of 8"),
-        (("--crop", "20"), "--crop: expected a multiple of 8"),
-        (("--size", "640", "480"), "source-side"),
-        (("--scenes", "no/such/folder"), "does not exist"),
-        (("--resume", "no/such/run"), "training state"),
-        (("--pool", "a", "--scenes", "b"), "either --pool or --scenes"),
-        (("--source-views", "3", "6"), "at most 5"),
-        (("--unet-lr", "0"), "--unet-lr: expected above 0"),
-    ],
-)
-def test_bad_input_is_one_line_and_exit_code_2(arguments, expected, capsys, tmp_path):
-    code, err = run_command(capsys, *arguments, "--out", tmp_path / "run")
-    assert code == 2 and expected in err and "\n" not in err
-    assert not (tmp_path / "run" / "prior").exists()
 
 
 def test_a_run_is_not_resumed_with_another_autoencoder(run, config):

@@ -461,6 +461,7 @@ def test_the_run_folder_holds_averaged_weights_numbers_and_pictures(tmp_path):
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, state.ema[name], atol=1e-3, rtol=1e-3)
     assert state.config["steps"] == 4
+    assert model.metadata["step"] == 4
 
 
 def test_validation_changes_no_weight(tmp_path):
@@ -746,6 +747,9 @@ def test_every_preset_trains(name, tmp_path, pool, dtu_root):
     run = run_training(tiny_preset(name, tmp_path / "run", pool, dtu_root))
     model = IDNeRF.from_pretrained(run)
     assert model.config.configuration == PRESETS[name].trainer.model.configuration
+    training = model.metadata["training"]
+    assert ("DTU" if name.endswith("dtu") else "procedural") in training["data"] and training["source_views"] == [2, 3]
+    assert ("prior" in training) == name.startswith("idnerf")
     entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert next(e["kind"] for e in entries if e["step"] == 2) == "train"
 

@@ -942,25 +942,6 @@ def test_the_command_warns_before_it_listens_elsewhere(scene, model, monkeypatch
         assert (expected in warned[0] if expected else warned[0] == "") and warned[-1] == "closed"
 
 
-BAD = {
-    "port": (["--port", "70000"], "--port"),
-    "address": (["--host", "203.0.113.7"], "--host"),
-    "one source": (["--num-sources", "1"], "--num-sources"),
-    "more sources than views": (["--num-sources", "6"], "--num-sources"),
-    "one view": (["--sources", "2,2"], "--sources"),
-    "unknown view": (["--sources", "2,9"], "no view 9"),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line(case, scene):
-    pytest.importorskip("viser")
-    arguments, expected = BAD[case]
-    with pytest.raises(InputError, match=expected) as error:
-        cli.main(["view", str(scene.root), *arguments])
-    assert len(str(error.value).splitlines()) == 1
-
-
 def test_without_viser_the_command_says_what_to_install(scene, monkeypatch):
     monkeypatch.setitem(sys.modules, "viser", None)
     with pytest.raises(InputError, match=r"pip install 'idnerf\[viewer\]'"):

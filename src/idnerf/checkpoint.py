@@ -3,6 +3,7 @@
 This module knows tensors and JSON, not models, so that both models and trainers can stand on it.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -20,19 +21,36 @@ from idnerf.errors import InputError
 FORMAT = "idnerf-1"
 """Written into every file; a file of another format is refused by name."""
 
+FOREIGN_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar", ".pkl", ".npz", ".onnx")
+"""A missing path that ends so is a missing file, not a hub id."""
+
+PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+"""How PyTorch's files begin: a zip archive that holds a pickle, or a bare pickle."""
+
+LFS_START = b"version https://git-lfs"
+"""What git leaves in the place of a large file that was not fetched."""
+
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write tensors and JSON metadata to ``path``: to a temporary file first, then renamed."""
+    """Write tensors and JSON metadata to ``path``: to a temporary file first, then renamed.
+
+    Raises:
+        InputError: the place cannot be written.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + f".{os.getpid()}.tmp")
     header = {"format": FORMAT, **{key: json.dumps(value) for key, value in metadata.items()}}
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata=header)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"cannot write {path}: {reason}; choose another place") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.parent.is_dir():
+            temporary.unlink(missing_ok=True)
 
 
 def read_tensors(path: Path, what: str = "weights") -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -44,43 +62,106 @@ def read_tensors(path: Path, what: str = "weights") -> tuple[dict[str, Tensor], 
         with safe_open(str(path), framework="pt") as file:
             header = file.metadata() or {}
             if header.get("format") != FORMAT:
-                raise InputError(
-                    f"{path} is a safetensors file but not {what} of this version (format {header.get('format')!r}, "
-                    f"expected {FORMAT!r}): published checkpoints are brought in by `idnerf convert`"
-                )
+                raise InputError(f"{path} is a safetensors file but not {what} of this version: {_origin(header)}")
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
             metadata = {key: json.loads(value) for key, value in header.items() if key != "format"}
     except (SafetensorError, OSError, ValueError) as error:
-        hint = "it looks truncated" if path.suffix == ".safetensors" else "is it a .pth? try `idnerf convert`"
-        raise InputError(f"{path} is not a readable safetensors file of {what} ({hint})") from error
+        raise InputError(f"{path} is not a readable safetensors file of {what}: {_trouble(path, error)}") from error
     return tensors, metadata
 
 
-def locate_weights(weights: str | Path) -> Path:
-    """A file for ``default``, a path, or a Hugging Face hub id such as ``user/model``."""
+def _origin(header: Mapping[str, str]) -> str:
+    """Where a safetensors file that is not of our format seems to come from, and what to do."""
+    found = header.get("format")
+    if found is not None and found.startswith("idnerf-"):
+        return f"its format is {found!r}, this version reads {FORMAT!r}; use the version of idnerf that wrote it"
+    return (
+        f"another program wrote it (format {found!r}, expected {FORMAT!r}); `idnerf convert` brings in published "
+        "checkpoints of MatchNeRF and GMFlow"
+    )
+
+
+def _trouble(path: Path, error: Exception) -> str:
+    """What a file that is no safetensors file seems to be, and what to do."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(64)
+            length = int.from_bytes(start[:8], "little")
+            announced = 8 + length
+            if start[8:9] == b"{" and announced <= path.stat().st_size:
+                file.seek(8)
+                entries = json.loads(file.read(length))
+                ends = [e["data_offsets"][1] for name, e in entries.items() if name != "__metadata__"]
+                announced += max(ends, default=0)
+        size = path.stat().st_size
+    except OSError as read_error:
+        return f"{read_error.strerror or read_error}; check that it may be read"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return "its header is damaged; copy or download it again"
+    if start.startswith(PICKLE_STARTS):
+        return (
+            "it is a pickled PyTorch file, and weights are never unpickled here; `idnerf convert` brings in published "
+            "checkpoints of MatchNeRF and GMFlow"
+        )
+    if start.startswith(LFS_START):
+        return "it is a Git LFS pointer to the file; fetch the file itself with `git lfs pull`"
+    if size < 8 or (start[8:9] == b"{" and size < announced):
+        wanted = f"at least {announced:,}" if size >= 8 else "more"
+        return f"it is truncated ({size:,} bytes of {wanted}); copy or download it again"
+    if start[8:9] == b"{":
+        return f"its header is damaged ({next(iter(str(error).splitlines()), 'unknown')}); copy or download it again"
+    if start.lstrip()[:1] in (b"<", b"{", b"#") or start.isascii():
+        return "it is text, perhaps a web page that was saved in its place; download the file itself"
+    return "its content is of another kind; expected weights written by `idnerf train` or `idnerf convert`"
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, shapes and values in float32: the same however the weights are stored."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        value = value.float() if value.is_floating_point() else value
+        digest.update(f"{name} {tuple(value.shape)} ".encode())
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def locate_weights(weights: str | Path, **hub_options: Any) -> Path:
+    """A file for ``default``, a path, a folder, or a Hugging Face hub id such as ``user/model`` or ``user/model@v2``.
+
+    Args:
+        hub_options: ``revision``, ``token``, ``cache_dir`` ... of ``huggingface_hub.hf_hub_download``.
+    """
     text = str(weights)
     if text == "default":
         path = Path(str(resources.files("idnerf") / "weights" / "default.safetensors"))
         if not path.is_file():
             raise InputError("the package holds no default weights (src/idnerf/weights/default.safetensors is missing)")
         return path
+    from idnerf.hub import WEIGHTS_FILE, fetch_weights
+
     path = Path(weights).expanduser()
     if path.is_file():
         return path
-    if path.is_dir() and (path / "weights.safetensors").is_file():
-        return path / "weights.safetensors"
-    looks_like_hub_id = text.count("/") == 1 and path.suffix != ".safetensors" and not text.startswith((".", "/", "~"))
-    if not looks_like_hub_id or path.exists():
+    if path.is_dir():
+        if not (path / WEIGHTS_FILE).is_file():
+            raise InputError(f"expected --weights to be a file or a folder with {WEIGHTS_FILE}; {path} has none")
+        return path / WEIGHTS_FILE
+    looks_like_hub_id = text.count("/") == 1 and not text.startswith((".", "/", "~")) and not text.endswith("/")
+    if not looks_like_hub_id or path.suffix in FOREIGN_SUFFIXES:
         raise InputError(
-            f"expected --weights to be `default`, a .safetensors file, a run folder or a hub id; got {text!r}"
+            f"expected --weights to be `default`, a .safetensors file, a run folder or a hub id; got {text!r}, which "
+            "does not exist"
         )
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    return fetch_weights(text, **hub_options)
 
-    try:
-        return Path(hf_hub_download(text, "weights.safetensors"))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise InputError(f"no file {text!r} here, and the hub has no weights.safetensors under that id") from error
+
+def lossless_half(tensor: Tensor) -> Tensor:
+    """The tensor in half precision where that loses nothing, else as it is."""
+    if tensor.dtype != torch.float32:
+        return tensor
+    half = tensor.half()
+    return half if torch.equal(half.float(), tensor) else tensor
 
 
 def parameters_from_half(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

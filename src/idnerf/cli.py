@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from idnerf import __version__
 from idnerf.errors import InputError
@@ -23,6 +24,7 @@ COMMANDS = {
     "poses": "your own photos without poses to a posed scene",
     "finetune": "refine the weights on one scene's photos, never worse than the start",
     "check": "what a folder of data holds, and what it lacks",
+    "share": "weights with a model card, as a folder or on the Hugging Face hub",
     "convert": "published GMFlow and MatchNeRF checkpoints to our format",
 }
 
@@ -46,9 +48,9 @@ def main(arguments: Sequence[str]) -> None:
     if command == "train":
         module.train(rest)
         return
-    import tyro
+    from idnerf.commands.parsing import call_with
 
-    tyro.cli(getattr(module, name), args=rest, prog=f"idnerf {command}")
+    call_with(getattr(module, name), rest, f"idnerf {command}")
 
 
 def usage() -> str:
@@ -75,12 +77,23 @@ def entry_point() -> None:
     except InputError as error:
         print(f"idnerf: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except MemoryError:
+        fail_for_memory()
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error) and "out of memory" not in str(error):
+            raise
+        fail_for_memory()
     except KeyboardInterrupt:
         print("idnerf: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
+
+
+def fail_for_memory() -> NoReturn:
+    print("idnerf: not enough memory: give a smaller --size or fewer sources", file=sys.stderr)
+    raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

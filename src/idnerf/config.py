@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from idnerf.errors import InputError
 from idnerf.models.idnerf import ModelConfig
 from idnerf.models.paper import PaperConfig
 from idnerf.priors.prior import PriorConfig
@@ -27,6 +28,14 @@ class ProceduralTraining:
     held_out: int = 8
     """Number of held-out scenes for validation."""
 
+    def __post_init__(self) -> None:
+        check_held_out(self.held_out)
+        most, views = self.trainer.source_views[1], self.scenes.scene.num_views
+        if most >= views:
+            raise InputError(
+                f"--source-views: expected fewer than a scene's {views} views (--scenes.scene.num-views), got {most}"
+            )
+
 
 @dataclass(frozen=True)
 class DTUTraining:
@@ -40,6 +49,16 @@ class DTUTraining:
     """Image size (width, height)."""
     held_out: int = 8
     """Number of held-out views (of the test scans, where they are there) for validation."""
+
+    def __post_init__(self) -> None:
+        check_held_out(self.held_out)
+        if min(self.size) < 16:
+            raise InputError(f"--size: expected at least 16x16 pixels, got {self.size[0]}x{self.size[1]}")
+
+
+def check_held_out(count: int) -> None:
+    if count < 0:
+        raise InputError(f"--held-out: expected 0 or more, got {count}")
 
 
 CASCADE_LOSS = LossConfig(
@@ -101,8 +120,11 @@ def run_training(config: Any) -> Path:
         from idnerf.training.dtu_scenes import DTUScenes, dtu_held_out
 
         held_out = dtu_held_out(config.root, config.size, config.held_out)
-        return train(config.trainer, DTUScenes(config.root, config.size), held_out)
+        data = f"DTU, the MVSNeRF family's training scans, at {config.size[0]}x{config.size[1]}"
+        return train(config.trainer, DTUScenes(config.root, config.size), held_out, data)
     from idnerf.training.procedural_scenes import ProceduralScenes, held_out_examples
 
     held_out = held_out_examples(config.scenes.scene, config.held_out)
-    return train(config.trainer, ProceduralScenes(config.scenes), held_out)
+    width, height = config.scenes.scene.size
+    data = f"procedural scenes of idnerf at {width}x{height}, generated; no photo"
+    return train(config.trainer, ProceduralScenes(config.scenes), held_out, data)

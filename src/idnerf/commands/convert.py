@@ -20,6 +20,11 @@ def convert(file: tyro.conf.Positional[Path], out: Path) -> None:
     """
     if out.suffix != ".safetensors":
         raise InputError(f"expected --out ending in .safetensors, got {out.name!r}")
+    if file.suffix == ".safetensors":
+        raise InputError(
+            f"expected a published PyTorch checkpoint (.pth, .ckpt), got {file.name}, which is safetensors already: "
+            "--weights takes it if idnerf wrote it"
+        )
     check_writable(out)
     kind, config, tensors = convert_checkpoint(file)
     if kind == "matchnerf":

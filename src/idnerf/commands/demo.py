@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from idnerf.commands.options import check_writable, choose_device, load_model, progress_bar
+from idnerf.commands.options import check_frames, check_writable, choose_device, load_model, progress_bar
 from idnerf.data.image_io import write_png
 from idnerf.data.load import demo_folder, load_scene
 from idnerf.evaluation.evaluator import render_inputs
@@ -33,7 +33,8 @@ def demo(out: Path = Path("out/demo"), *, frames: int = 30, device: str = "auto"
         device: auto, cpu or cuda.
         weights: `default`, a file, a run folder or a hub id.
     """
-    check_writable(out / "video.mp4")
+    check_frames(frames)
+    check_writable(out, folder=True)
     where = choose_device(device)
     scene = load_scene(demo_folder())
     sources = scene.nearest_indices(scene.cameras[TARGET], NUM_SOURCES)

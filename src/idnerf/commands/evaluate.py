@@ -5,6 +5,7 @@ from pathlib import Path
 import tyro
 
 from idnerf.commands.options import (
+    check_num_sources,
     check_quality,
     check_writable,
     choose_device,
@@ -61,11 +62,11 @@ def evaluate(
     chosen = get_protocol(protocol)
     if crop is not None and not 0 < crop <= 1:
         raise InputError(f"expected --crop above 0 and at most 1, got {crop}")
-    if num_sources < 2:
-        raise InputError(f"expected --num-sources of at least 2, got {num_sources}")
-    for path in (json, save):
-        if path is not None:
-            check_writable(path)
+    check_num_sources(num_sources)
+    if json is not None:
+        check_writable(json)
+    if save is not None:
+        check_writable(save, folder=True)
     wanted, views = parse_size(size), parse_views(targets, "--targets")
     where = choose_device(device)
     ranks = join_ranks()
@@ -98,7 +99,14 @@ def evaluate(
     if not ranks.first:
         return
     report = build_report(
-        results, protocol=protocol, weights=weights, num_sources=num_sources, device=str(where), notes=notes
+        results,
+        protocol=protocol,
+        weights=weights,
+        num_sources=num_sources,
+        device=str(where),
+        quality=quality,
+        weights_sha256=model.fingerprint(),
+        notes=notes,
     )
     print_table(report)
     if json is not None:

@@ -9,12 +9,15 @@ import torch
 import tyro
 
 from idnerf.commands.options import (
+    check_frames,
+    check_num_sources,
     check_quality,
     check_writable,
     choose_device,
     load_model,
     parse_size,
     parse_views,
+    posed,
     progress_bar,
     working_size,
 )
@@ -72,7 +75,8 @@ def export(
     Depth is rendered at several cameras, checked between them, and fused.
 
     Args:
-        scene: folder of posed photos; its format is recognised (LLFF, transforms.json, Blender, COLMAP, DTU).
+        scene: folder of posed photos; its format is recognised (LLFF, transforms.json, Blender, COLMAP, DTU). A folder
+            of photos without poses is posed first (see `idnerf poses`), and the result kept in it as `.idnerf`.
         out: .ply (point cloud; mesh with --kind mesh), .glb (mesh), .npy, .png or .exr (depth maps), or a new folder
             (data set: images, transforms.json, COLMAP model, points).
         kind: cloud, mesh, depth or dataset, where the ending of --out leaves a choice.
@@ -96,16 +100,17 @@ def export(
         light: which light of DTU, 0 to 6.
     """
     check_quality(quality)
+    check_num_sources(num_sources)
     chosen_kind = choose_kind(out, kind)
     check_options(chosen_kind, at, targets, frames, voxel, depth_format)
-    check_writable(out)
+    check_writable(out, folder=chosen_kind == "dataset")
     if chosen_kind == "dataset":
         check_new_folder(out)
     if chosen_kind == "mesh":
         require_scikit_image()
     wanted_size = parse_size(size)
     where = choose_device(device)
-    loaded = load_scene(scene, scan=scan, light=light)
+    loaded = load_scene(posed(scene), scan=scan, light=light)
     loaded = loaded.resized(wanted_size or working_size(loaded))
     wanted = parse_views(sources, "--sources")
     used = list(range(len(loaded))) if wanted is None else [loaded.index_of(i) for i in dict.fromkeys(wanted)]
@@ -115,7 +120,7 @@ def export(
     cameras, names = target_cameras(loaded, used, place, parse_views(targets, "--targets"), frames)
 
     start = time.perf_counter()
-    count = min(num_sources, len(used)) if num_sources >= 2 else num_sources
+    count = min(num_sources, len(used))
     views = render_views(loaded, used, cameras, count, weights, quality, where)
     rendered = time.perf_counter() - start
     what = write(out, chosen_kind, views, names, filters, mesh, normals, voxel, depth_format, filter_depth)
@@ -152,8 +157,7 @@ def check_options(
         raise InputError(f"expected --at {', '.join(PLACES)}; got {at!r}")
     if at is not None and targets is not None:
         raise InputError("expected --at or --targets, not both: each names the cameras of the depth maps")
-    if frames < 1:
-        raise InputError(f"expected --frames of at least 1, got {frames}")
+    check_frames(frames)
     if voxel is not None and not voxel > 0:
         raise InputError(f"expected --voxel above 0, got {voxel}")
     if depth_format is not None and f".{depth_format}" not in DEPTH_SUFFIXES:

@@ -8,11 +8,13 @@ from typing import Annotated
 import tyro
 
 from idnerf.commands.options import (
+    check_num_sources,
     check_writable,
     choose_device,
     load_model,
     parse_size,
     parse_views,
+    posed,
     progress_bar,
 )
 from idnerf.data.load import load_scene
@@ -52,7 +54,8 @@ def finetune(
     """Refine the weights on one scene: each photo in turn is the target of the others. Never worse than the start.
 
     Args:
-        scene: folder of posed photos; its format is recognised (LLFF, transforms.json, Blender, COLMAP, DTU).
+        scene: folder of posed photos; its format is recognised (LLFF, transforms.json, Blender, COLMAP, DTU). A folder
+            of photos without poses is posed first (see `idnerf poses`), and the result kept in it as `.idnerf`.
         out: the .safetensors file to write, for --weights of the other commands.
         sources: numbers of the photos to use, such as 0,3,7. Default: all of the scene.
         held_out: photos that say when to stop: numbers such as 2,9; rotate (each in turn, for three photos); or auto
@@ -68,12 +71,11 @@ def finetune(
     """
     if out.suffix != ".safetensors":
         raise InputError(f"expected --out ending in .safetensors, got {out.name!r}")
-    if num_sources < 2:
-        raise InputError(f"expected --num-sources of at least 2, got {num_sources}")
+    check_num_sources(num_sources)
     check_writable(out)
     wanted_size, where = parse_size(size), choose_device(device)
     tested = parse_views(test, "--test") or ()
-    loaded = load_scene(scene, scan=scan, light=light)
+    loaded = load_scene(posed(scene), scan=scan, light=light)
     loaded = loaded.resized(wanted_size or shrunk(loaded.cameras.size))
     used = choose_photos(loaded, parse_views(sources, "--sources"), tested)
     photos = loaded.views([loaded.index_of(i) for i in (*used, *tested)]).to(where)

@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,20 @@ from idnerf.errors import InputError
 DEFAULT_LONGER_SIDE = 960
 """Photos larger than this are worked on at this size unless --size says otherwise."""
 
+LARGEST_SIDE = 8192
+"""Of --size, in pixels: more is a slip of the finger."""
+
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
     """``480x320`` to (480, 320)."""
     if text is None:
         return None
     parts = text.lower().split("x")
-    if len(parts) != 2 or not all(p.isdigit() for p in parts) or min(map(int, parts)) < 16:
-        raise InputError(f"expected --size as WIDTHxHEIGHT of at least 16 pixels each, such as 480x320; got {text!r}")
+    good = len(parts) == 2 and all(p.isascii() and p.isdigit() and 16 <= int(p) <= LARGEST_SIDE for p in parts)
+    if not good:
+        raise InputError(
+            f"expected --size as WIDTHxHEIGHT of 16 to {LARGEST_SIDE} pixels each, such as 480x320; got {text!r}"
+        )
     return int(parts[0]), int(parts[1])
 
 
@@ -90,10 +97,34 @@ def progress_bar(title: str, *, quiet: bool = False) -> Iterator[Any]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def check_writable(path: Path) -> None:
-    """Fail before the work, not after it."""
+def check_writable(path: Path, *, folder: bool = False) -> None:
+    """Fail before the work, not after it: whether ``path`` can become a file, or a folder to write into.
+
+    Raises:
+        InputError: it is the other of the two, lies below a file, or its place does not let us write.
+    """
+    if folder and path.exists() and not path.is_dir():
+        raise InputError(f"cannot write into {path}: it is a file, not a folder; choose another place")
+    if not folder and path.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder; give the name of a file in it")
     parent = path if path.is_dir() else path.parent
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir():
-        raise InputError(f"cannot write {path}: {parent} is a file, not a folder")
+        raise InputError(f"cannot write {path}: {parent} is a file, not a folder; choose another place")
+    try:
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"cannot write {path}: {parent} takes no files ({reason}); choose another place") from None
+
+
+def check_num_sources(count: int) -> None:
+    if count < 2:
+        raise InputError(f"expected --num-sources of at least 2, got {count}")
+
+
+def check_frames(count: int) -> None:
+    if count < 1:
+        raise InputError(f"expected --frames of at least 1, got {count}")

@@ -24,7 +24,7 @@ def poses(
         out: new folder for the posed scene.
         config: how to find them.
     """
-    check_writable(out)
+    check_writable(out, folder=True)
     with progress_bar("finding poses") as update:
         report = estimate_poses(photos, out, config, update)
     print(f"{out}: " + "\n".join(report.lines()))

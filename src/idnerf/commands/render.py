@@ -9,6 +9,8 @@ import tyro
 from torch import Tensor
 
 from idnerf.commands.options import (
+    check_frames,
+    check_num_sources,
     check_quality,
     check_writable,
     choose_device,
@@ -75,7 +77,10 @@ def render(
         raise InputError(f"expected --out ending in .png, .mp4 or .gif, or a folder; got {out.name!r}")
     if target is not None and out.suffix in VIDEO_SUFFIXES:
         raise InputError(f"--target renders one picture and --out {out.name} is a video: give a .png or a --path")
-    check_writable(out)
+    check_writable(out, folder=out.suffix == "")
+    check_frames(frames)
+    if not 0 < fps <= 1000:
+        raise InputError(f"expected --fps above 0 and at most 1000, got {fps:g}")
     wanted_size = parse_size(size)
     where = choose_device(device)
     ranks = join_ranks()
@@ -125,13 +130,14 @@ def choose_views(
     if sources is not None:
         chosen = [scene.index_of(i) for i in sources]
         if len(set(chosen)) < 2:
-            raise InputError(f"expected at least 2 different views in --sources, got {','.join(map(str, sources))}")
+            raise InputError(
+                f"expected at least 2 different views in --sources, got {','.join(map(str, sources)) or 'none'}"
+            )
     if target is not None:
         position = scene.index_of(target)
         if chosen is not None and position in chosen:
             raise InputError(f"view {target} is the --target and cannot be among its own --sources")
-        if num_sources < 2:
-            raise InputError(f"expected --num-sources of at least 2, got {num_sources}")
+        check_num_sources(num_sources)
         camera = scene.cameras[position]
         return camera[None], chosen or scene.nearest_indices(camera, num_sources)
     if chosen is None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import tyro
 
-from idnerf.commands.options import progress_bar
+from idnerf.commands.options import check_writable, progress_bar
 from idnerf.data.procedural.config import ProceduralConfig
 from idnerf.data.procedural.files import save_scene
 from idnerf.data.procedural.generate import generate_scene
@@ -27,6 +27,9 @@ def scenes(
     """
     if count < 1:
         raise InputError(f"expected --count of at least 1, got {count}")
+    if seed < 0:
+        raise InputError(f"expected --seed of 0 or more, got {seed}")
+    check_writable(out, folder=True)
     with progress_bar("generating") as update:
         for number in range(count):
             scene = generate_scene(seed + number, config)

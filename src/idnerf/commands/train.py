@@ -4,8 +4,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-import tyro
-
+from idnerf.commands.options import check_writable, choose_device
+from idnerf.commands.parsing import parse
 from idnerf.config import PRESETS, run_training
 from idnerf.errors import InputError
 
@@ -21,9 +21,11 @@ def train(arguments: Sequence[str]) -> None:
     if name not in PRESETS:
         raise InputError(f"unknown preset {name!r}: expected one of {', '.join(PRESETS)}")
     preset = PRESETS[name]
-    config = tyro.cli(type(preset), default=preset, args=list(rest), prog=f"idnerf train {name}")
+    config = parse(type(preset), rest, f"idnerf train {name}", default=preset)
     from idnerf.training.trainer import TrainingDivergedError
 
+    choose_device(config.trainer.device)
+    check_writable(config.trainer.resume or config.trainer.out, folder=True)
     try:
         run = run_training(config)
     except TrainingDivergedError as error:

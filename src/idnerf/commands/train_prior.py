@@ -23,7 +23,7 @@ def train_prior(
         device: auto, cpu or cuda.
     """
     run = config.resume or config.out
-    check_writable(run)
+    check_writable(run, folder=True)
     try:
         train_small_prior(config, choose_device(device))
     except TrainingDivergedError as error:

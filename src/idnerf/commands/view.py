@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tyro
 
-from idnerf.commands.options import choose_device, load_model, parse_size, parse_views, working_size
+from idnerf.commands.options import choose_device, load_model, parse_size, parse_views, posed, working_size
 from idnerf.data.load import load_scene
 from idnerf.errors import InputError
 
@@ -26,7 +26,8 @@ def view(
     """Look around in a scene in the browser; Ctrl-C stops.
 
     Args:
-        scene: folder of posed photos; its format is recognised (LLFF, transforms.json, Blender, COLMAP, DTU).
+        scene: folder of posed photos; its format is recognised (LLFF, transforms.json, Blender, COLMAP, DTU). A folder
+            of photos without poses is posed first (see `idnerf poses`), and the result kept in it as `.idnerf`.
         host: address to listen on. Anything but this machine's own lets others see the photos; there is no password.
         port: port to listen on; the next free one if it is taken.
         sources: start with these views, such as 0,3,7. Default: the nearest to the camera, chosen as it moves.
@@ -44,7 +45,7 @@ def view(
     check_address(host, port)
     wanted_size, wanted_sources = parse_size(size), parse_views(sources, "--sources")
     where = choose_device(device)
-    loaded = load_scene(scene, scan=scan, light=light)
+    loaded = load_scene(posed(scene), scan=scan, light=light)
     loaded = loaded.resized(wanted_size or working_size(loaded))
     chosen = None if wanted_sources is None else tuple(dict.fromkeys(loaded.index_of(i) for i in wanted_sources))
     if chosen is not None and len(chosen) < 2:

@@ -127,7 +127,7 @@ def _scenes_below(root: Path, scan: str | None, light: int, levels: int) -> list
         names = dtu.scans(root) if scan is None else [dtu.choose_scan(root, scan)]
         return [SceneSpec(root, name, light) for name in names]
     if scene_format is not None:
-        return [SceneSpec(root)]
+        return [SceneSpec(root, scan)]
     if levels == 0 or not root.is_dir():
         return []
     children = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
@@ -152,7 +152,11 @@ def _not_a_scene(root: Path) -> str:
         lacking = "Rectified" if (root / "Cameras" / "train").is_dir() else "Cameras/train"
         return f"{root} looks like DTU but has no {lacking}"
     pictures = len(list_images(root)) or len(list_images(root / "images"))
-    hint = f"; it has {pictures} pictures without poses: `idnerf poses` finds them" if pictures else ""
+    hint = (
+        f"; it has {pictures} picture{'s' if pictures > 1 else ''} without poses: `idnerf poses` finds them"
+        if pictures
+        else ""
+    )
     return f"{root} is no scene: found none of {LOOKED_FOR}{hint}"
 
 

@@ -37,7 +37,7 @@ def nearest_indices(
     distances = view_distances(cameras, target, order)
     others = sorted((i for i in indices if not same[i]), key=lambda i: (float(distances[i]), i))
     if n < 1 or n > len(others):
-        raise InputError(f"{n} source views asked for, {len(others)} to choose from besides the target")
+        raise InputError(f"{n} source views asked for, {len(others)} to choose from besides the target: ask for fewer")
     return others[:n]
 
 

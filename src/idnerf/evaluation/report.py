@@ -26,6 +26,10 @@ OPTIONAL_METRICS = (
 )
 """In a record only where the data tells."""
 
+READ_KEYS = ("idnerf", "protocol", "weights", "weights_sha256", "num_sources", "size", "crop", "device", "views",
+             "scenes", "mean")  # fmt: skip
+"""Keys that a report must have to be read back."""
+
 Report = dict[str, Any]
 
 
@@ -36,11 +40,14 @@ def build_report(
     weights: str,
     num_sources: int,
     device: str,
+    quality: str = "full",
+    weights_sha256: str | None = None,
     notes: Sequence[str] = (),
 ) -> Report:
     """The report of one or several scenes (``docs/evaluation.md`` lists the keys).
 
-    ``size`` and ``crop`` are null, with a note, where scenes differ in them.
+    ``size`` and ``crop`` are null, with a note, where scenes differ in them. ``weights_sha256`` is the fingerprint of
+    the weights' values: a model card takes figures only from a report of its own weights.
     """
     if not results:
         raise InputError("nothing was evaluated: no scene was given")
@@ -51,6 +58,8 @@ def build_report(
         "idnerf": __version__,
         "protocol": protocol,
         "weights": weights,
+        "weights_sha256": weights_sha256,
+        "quality": quality,
         "num_sources": num_sources,
         "size": size,
         "crop": crop,
@@ -88,6 +97,28 @@ def _mean(views: list[ViewRecord], keys: tuple[str, ...]) -> dict[str, float | N
         elif key not in OPTIONAL_METRICS:
             means[key] = None
     return means
+
+
+def read_report(path: Path) -> Report:
+    """A report that ``write_report`` wrote.
+
+    Raises:
+        InputError: no file there, or one that is no such report; names what is missing.
+    """
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"cannot read --report {path}: {error.strerror}; write it with `idnerf evaluate --json`"
+        ) from None
+    except ValueError:
+        raise InputError(f"--report {path} is no JSON; write it with `idnerf evaluate --json`") from None
+    missing = [key for key in READ_KEYS if not isinstance(report, dict) or key not in report]
+    sound = not missing and all(isinstance(report[key], dict) for key in ("scenes", "mean")) and report["views"]
+    if not sound:
+        what = f"lacks {missing[0]!r}" if missing else "holds no scores"
+        raise InputError(f"--report {path} {what}; expected what `idnerf evaluate --json` of this version writes")
+    return report
 
 
 def write_report(path: Path, report: Report) -> None:

@@ -49,6 +49,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def check_new_folder(path: Path) -> None:
-    """Raises InputError when ``path`` is a file or a folder with something in it."""
+    """Raises InputError when ``path`` is a file, a folder with something in it, or no name (such as ``.``)."""
+    if not path.name or path.name == "..":
+        raise InputError(f"expected the name of a new folder for --out, got {str(path)!r}")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise InputError(f"{path}: expected a new or empty folder, found files in it; choose another --out")

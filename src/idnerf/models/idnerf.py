@@ -7,6 +7,7 @@ Views(source), Cameras(target)
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +16,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from idnerf.checkpoint import locate_weights, parameters_from_half, read_tensors, write_tensors
+from idnerf.checkpoint import (
+    fingerprint,
+    locate_weights,
+    lossless_half,
+    parameters_from_half,
+    read_tensors,
+    write_tensors,
+)
 from idnerf.errors import InputError
+from idnerf.hub import WEIGHTS_FILE, HubModel, model_card
 from idnerf.models.cascade import Cascade, CascadeConfig, Quality
 from idnerf.models.latent import TargetLatent
+from idnerf.models.model_card import CardFacts, Report, card_figures, card_text
 from idnerf.models.paper import PaperConfig, PaperModel
 from idnerf.rendering.renderer import render_in_tiles
 from idnerf.types import Cameras, RenderOutput, Views
@@ -36,10 +46,11 @@ class ModelConfig:
     """Sizes of the `paper` configuration."""
 
 
-class IDNeRF(nn.Module):
+class IDNeRF(nn.Module, HubModel):
     """Generalizable view synthesis from a few posed photos (ID-NeRF, arXiv 2402.01217).
 
-    ``core`` is the configuration's network: ``Cascade`` or ``PaperModel``.
+    ``core`` is the configuration's network: ``Cascade`` or ``PaperModel``. ``metadata`` is what the weights' file
+    recorded beside the configuration (steps, training data, ...), and goes with the weights when they are saved.
 
     Attributes:
         precision: what ``encode`` and ``render_target`` compute the cascade's networks in; camera geometry, depth
@@ -51,6 +62,7 @@ class IDNeRF(nn.Module):
     def __init__(self, config: ModelConfig | None = None):
         super().__init__()
         self.config = config or ModelConfig()
+        self.metadata: dict[str, Any] = {}
         self.core: Cascade | PaperModel
         if self.config.configuration == "cascade":
             self.core = Cascade(self.config.cascade)
@@ -62,13 +74,17 @@ class IDNeRF(nn.Module):
         return next(self.parameters()).device
 
     @classmethod
-    def from_pretrained(cls, weights: str | Path = "default") -> "IDNeRF":
-        """Load weights: ``default`` (they come with the package), a .safetensors file, a run folder, or a hub id.
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path = "default", **hub_options: Any) -> "IDNeRF":
+        """Load weights: ``default`` (they come with the package), a .safetensors file, a folder of ``save_pretrained``
+        or of a training run, or a hub id (``user/model``, ``user/model@revision``).
+
+        Args:
+            hub_options: for a hub id: ``revision``, ``token``, ``cache_dir``, ``force_download``, ``local_files_only``.
 
         Raises:
             InputError: nothing there, not our format, truncated, or the tensors do not fit the configuration.
         """
-        path, tensors, config = read_weights(weights)
+        path, tensors, metadata, config = read_weights(pretrained_model_name_or_path, **hub_options)
         model = cls(config)
         expected = model.state_dict()
         wrong = [k for k in expected if k not in tensors or tensors[k].shape != expected[k].shape]
@@ -78,7 +94,12 @@ class IDNeRF(nn.Module):
                 f"{path} does not fit this version of the model: {len(wrong)} tensors missing or of another shape "
                 f"(first: {wrong[:1]}), {len(unknown)} unknown (first: {unknown[:1]}); use the version that wrote it"
             )
+        if spoilt := next((k for k, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()), None):
+            raise InputError(
+                f"{path} holds numbers that are not finite (in {spoilt}): its training diverged; use others"
+            )
         model.load_state_dict(parameters_from_half(tensors))
+        model.metadata = metadata
         return model.eval()
 
     @classmethod
@@ -88,7 +109,7 @@ class IDNeRF(nn.Module):
         Raises:
             InputError: the weights hold what ``config`` lacks, or lack more than that.
         """
-        path, tensors, _ = read_weights(weights)
+        path, tensors, _, _ = read_weights(weights)
         model = cls(config)
         expected = model.state_dict()
         fits = {name: tensor for name, tensor in tensors.items() if name in expected}
@@ -104,9 +125,68 @@ class IDNeRF(nn.Module):
         return model
 
     def save(self, path: str | Path, *, half: bool = True, **metadata: Any) -> None:
-        """Write weights and configuration as safetensors, in half precision unless ``half=False``."""
+        """Write weights and configuration as safetensors, in half precision unless ``half=False``.
+
+        ``metadata`` joins what the weights' own file recorded.
+        """
         tensors = {k: v.half() if half and v.dtype == torch.float32 else v for k, v in self.state_dict().items()}
-        write_tensors(Path(path), tensors, {"config": config_to_json(self.config), **metadata})
+        self._write(Path(path), tensors, metadata)
+
+    def _write(self, path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+        write_tensors(path, tensors, {**self.metadata, **metadata, "config": config_to_json(self.config)})
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """What ``save_pretrained`` and ``push_to_hub`` write beside the model card; loaded back bit for bit."""
+        tensors = {name: lossless_half(value) for name, value in self.state_dict().items()}
+        self._write(save_directory / WEIGHTS_FILE, tensors, {})
+        config = json.dumps(config_to_json(self.config), indent=2, sort_keys=True)
+        (save_directory / "config.json").write_text(
+            config + "\n", encoding="utf-8"
+        )  # to read; loading needs only WEIGHTS_FILE
+
+    def generate_model_card(
+        self,
+        *,
+        report: Report | None = None,
+        licence: str | None = None,
+        data: str | None = None,
+        repo_id: str | None = None,
+        name: str | None = None,
+    ) -> Any:
+        """The README.md that goes with the weights (a ``huggingface_hub.ModelCard``).
+
+        Args:
+            report: what `idnerf evaluate --json` wrote for these very weights; the card's only source of figures.
+            licence: such as ``apache-2.0``.
+            data: what the weights were trained on, where their file does not say.
+            repo_id: the hub repository it is for, for the lines that say how to load it.
+            name: title; the repository's name by default.
+
+        Raises:
+            InputError: the report is of other weights.
+        """
+        own = self.fingerprint()
+        if report is not None and report.get("weights_sha256") != own:
+            raise InputError(
+                f"the report is of other weights ({report.get('weights')!r}, fingerprint "
+                f"{str(report.get('weights_sha256'))[:12]}; these have {own[:12]}): run `idnerf evaluate` on these"
+            )
+        title = name or (repo_id.rpartition("/")[2] if repo_id else "idnerf weights")
+        facts = CardFacts(
+            name=title,
+            location=repo_id or "PATH/TO/THIS/FOLDER",
+            configuration=self.config.configuration,
+            parameters=sum(parameter.numel() for parameter in self.parameters()),
+            fingerprint=own,
+            header=self.metadata,
+            data=data,
+            licence=licence,
+        )
+        return model_card(card_text(facts, report), card_figures(report), name=title, licence=licence)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights' values: tells whose scores a report holds."""
+        return fingerprint(self.state_dict())
 
     def encode(self, source: Views) -> Any:
         """Features of source views [batch view]: everything that does not depend on the target."""
@@ -160,13 +240,27 @@ class IDNeRF(nn.Module):
         return output.map(lambda x: x[0]) if single else output
 
 
-def read_weights(weights: str | Path) -> tuple[Path, dict[str, Tensor], ModelConfig]:
-    """File, tensors and configuration of ``weights`` (see ``IDNeRF.from_pretrained``)."""
-    path = locate_weights(weights)
+def read_weights(
+    weights: str | Path, **hub_options: Any
+) -> tuple[Path, dict[str, Tensor], dict[str, Any], ModelConfig]:
+    """File, tensors, metadata and configuration of ``weights`` (see ``IDNeRF.from_pretrained``)."""
+    path = locate_weights(weights, **hub_options)
     tensors, metadata = read_tensors(path)
     if "config" not in metadata:
-        raise InputError(f"{path} holds no model configuration; expected weights written by `idnerf train`")
-    return path, tensors, config_from_json(metadata["config"])
+        raise InputError(f"{path} holds no model configuration: {_other_file(metadata)}")
+    config = metadata.pop("config")
+    if not isinstance(config, Mapping):
+        raise InputError(f"{path} holds a model configuration of another kind; use the version of idnerf that wrote it")
+    return path, tensors, metadata, config_from_json(config)
+
+
+def _other_file(metadata: Mapping[str, Any]) -> str:
+    """What a file of ours without a model configuration is, and what to do."""
+    if "train_config" in metadata:
+        return f"it is the state of a training; the weights are in {WEIGHTS_FILE} beside it"
+    if "encoder" in metadata:
+        return "it is an encoder alone, which starts a training (`idnerf train idnerf-dtu --encoder-init`)"
+    return "expected weights written by `idnerf train` or `idnerf convert`"
 
 
 def config_to_json(config: ModelConfig) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from idnerf.checkpoint import PICKLE_STARTS
 from idnerf.errors import InputError
 from idnerf.models.paper import PaperConfig, PaperModel
 
@@ -164,10 +165,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
+        # PyTorch's own advice here is to load the file without this protection: not ours
+        with open(path, "rb") as file:
+            pickled = file.read(8).startswith(PICKLE_STARTS)
+        what = "one with other objects, which are never loaded; re-save its state dict alone"
+        other = "a file of another kind; give a published checkpoint, or download it again"
         raise InputError(
-            f"{path}: expected a PyTorch file of tensors only, got other content ({reason}); "
-            "re-save its state dict alone, or download it again."
+            f"{path}: expected a PyTorch file of tensors only, got {what if pickled else other}."
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise InputError(

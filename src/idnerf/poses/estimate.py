@@ -155,6 +155,8 @@ class Steps:
 
 def check_new(out: Path) -> None:
     """Raises InputError when ``out`` exists and is not an empty folder, before any work."""
+    if not out.name or out.name == "..":
+        raise InputError(f"expected the name of a new folder for --out, got {str(out)!r}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: expected a new or empty folder for --out, found something there; choose another")
 

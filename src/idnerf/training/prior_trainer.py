@@ -105,11 +105,18 @@ class PriorTrainerConfig:
     def __post_init__(self) -> None:
         for name in ("num_scenes", "autoencoder_steps", "unet_steps", "autoencoder_batch", "batch_size", "log_every"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        require(self.measure_every >= 0, "measure_every", "0 or more", self.measure_every)
+        for name in ("measure_every", "threads", "kl"):
+            require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
         require(self.save_every >= 1, "save_every", "at least 1", self.save_every)
         require(self.held_out >= 2, "held_out", "at least 2", self.held_out)
-        require(min(self.size) >= 16 and not any(s % FACTOR for s in self.size), "size", "multiples of 8", self.size)
-        require(max(self.size) <= self.sizes.source_side, "sizes.source_side", f"{max(self.size)} or more", self.sizes)
+        require(
+            min(self.size) >= 16 and not any(s % FACTOR for s in self.size),
+            "size",
+            "multiples of 8 from 16 on",
+            self.size,
+        )
+        side = self.sizes.source_side
+        require(max(self.size) <= side, "sizes.source_side", f"{max(self.size)} or more for this --size", side)
         require(
             self.crop % FACTOR == 0 and 16 <= self.crop <= min(self.size),
             "crop",
@@ -130,6 +137,8 @@ class PriorTrainerConfig:
             require(getattr(self, name) > 0, name, "above 0", getattr(self, name))
         require(0 <= self.ema_decay < 1, "ema_decay", "a decay in [0, 1)", self.ema_decay)
         require(self.scenes is None or self.pool is None, "pool", "either --pool or --scenes", "both")
+        is_file = self.pool is not None and self.pool.exists() and not self.pool.is_dir()
+        require(not is_file, "pool", "a folder", f"the file {self.pool}")
 
 
 def require(holds: bool, name: str, expected: str, got: Any) -> None:

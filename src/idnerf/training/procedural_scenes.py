@@ -47,6 +47,8 @@ class ProceduralScenesConfig:
         for name in ("start_scenes", "max_scenes"):
             if getattr(self, name) < 1:
                 raise InputError(f"--scenes.{name.replace('_', '-')}: expected at least 1, got {getattr(self, name)}")
+        if self.pool is not None and self.pool.exists() and not self.pool.is_dir():
+            raise InputError(f"--scenes.pool: expected a folder, {self.pool} is a file; give another")
         if not self.reuse > 0:
             raise InputError(f"--scenes.reuse: expected a number above 0, got {self.reuse}")
         if not 0 <= self.first_seed <= HELD_OUT_SEED - self.max_scenes:

@@ -118,13 +118,14 @@ class TrainerConfig:
             raise InputError(f"--tile: expected at least 8x8 pixels, got {self.tile[0]}x{self.tile[1]}")
 
 
-def train(config: TrainerConfig, scenes: SceneProvider, held_out: list[Example]) -> Path:
+def train(config: TrainerConfig, scenes: SceneProvider, held_out: list[Example], data: str = "") -> Path:
     """Train; returns the run folder, which holds ``weights.safetensors`` and the training state.
 
     Args:
         config: the training.
         scenes: where examples come from.
         held_out: examples with whole target images for validation.
+        data: what the scenes are, in words: recorded in the weights, for their model card.
 
     Raises:
         TrainingDivergedError: the loss or its gradient is not finite; names the step and the scenes.
@@ -177,7 +178,7 @@ def train(config: TrainerConfig, scenes: SceneProvider, held_out: list[Example])
                 log.numbers(step + 1, window.take(), "train")
             if ((step + 1) % config.save_every == 0 or step + 1 == config.steps) and fabric.is_global_zero:
                 save_state(run / STATE_FILE, step + 1, model, ema, optimizer.optimizer, settings)
-                save_weights(run / "weights.safetensors", model, ema, step + 1)
+                save_weights(run / "weights.safetensors", model, ema, step + 1, provenance(config, data))
             due = config.validate_every and ((step + 1) % config.validate_every == 0 or step + 1 == config.steps)
             if due and held_out and fabric.is_global_zero:
                 log.numbers(step + 1, validate(model, ema, held_out, log, step + 1), "validation")
@@ -361,10 +362,22 @@ def validate(
     return values
 
 
-def save_weights(path: Path, model: IDNeRF, ema: dict[str, Tensor], step: int) -> None:
+def provenance(config: TrainerConfig, data: str) -> dict[str, Any]:
+    """What a model card says about the training, beside the number of steps."""
+    facts = {
+        "data": data,
+        "started_from": config.init,
+        "examples_per_step": config.batch_size * config.processes,
+        "source_views": list(config.source_views),
+        "prior": config.guidance.prior.kind if config.guidance.sds_weight else None,
+    }
+    return {name: value for name, value in facts.items() if value}
+
+
+def save_weights(path: Path, model: IDNeRF, ema: dict[str, Tensor], step: int, training: dict[str, Any]) -> None:
     """The averaged weights in half precision, as ``IDNeRF.from_pretrained`` reads them."""
     tensors = {k: v.half() if v.dtype == torch.float32 else v for k, v in ema.items()}
-    write_tensors(path, tensors, {"config": config_to_json(model.config), "step": step})
+    write_tensors(path, tensors, {"config": config_to_json(model.config), "step": step, "training": training})
 
 
 def plain(value: Any) -> Any:

@@ -33,7 +33,7 @@ class ProceduralConfig:
         if width < 8 or height < 8:
             raise InputError(f"size: expected at least 8x8 pixels, got {width}x{height}; enlarge it")
         if self.num_views < 2:
-            raise InputError(f"num_views: expected 2 or more, got {self.num_views}; raise it")
+            raise InputError(f"num-views: expected 2 or more, got {self.num_views}; raise it")
         if self.rig not in ("mixed", "forward", "inward"):
             raise InputError(f"rig: expected mixed, forward or inward, got {self.rig!r}; choose one of these")
         if not 0 <= low <= high <= 1:
