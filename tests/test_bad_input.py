@@ -87,6 +87,7 @@ RENDER: dict[str, Case] = {
     "endless frames a second": ("{scene} --out a.mp4 --fps inf", "--fps"),
     "frames a second that are none": ("{scene} --out a.gif --fps nan", "--fps"),
     "unknown quality": ("{scene} --out a.png --quality best", "--quality full or fast"),
+    "unknown precision": ("{scene} --out a.png --precision half", "--precision auto, float32 or bf16"),
 }
 
 EVALUATE: dict[str, Case] = {
@@ -101,6 +102,7 @@ EVALUATE: dict[str, Case] = {
     "targets in words": ("{scene} --targets all", "--targets as view numbers"),
     "no targets": ("{scene} --targets ,", "--targets"),
     "unknown quality": ("{scene} --quality best", "--quality full or fast"),
+    "unknown precision": ("{scene} --precision half", "--precision auto, float32 or bf16"),
     "report below a file": ("{scene} --json {text}/report.json", "is a file, not a folder"),
     "report that is a folder": ("{scene} --json {folder}", "is a folder"),
     "report that cannot be written": ("{scene} --targets 0 --json /proc/nowhere/r.json", "cannot write"),

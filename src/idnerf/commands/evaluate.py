@@ -9,6 +9,7 @@ from idnerf.commands.options import (
     check_quality,
     check_writable,
     choose_device,
+    choose_precision,
     load_model,
     parse_size,
     parse_views,
@@ -34,6 +35,7 @@ def evaluate(
     crop: float | None = None,
     weights: str = "default",
     quality: str = "full",
+    precision: str = "auto",
     references: bool = True,
     save: Path | None = None,
     device: str = "auto",
@@ -54,6 +56,8 @@ def evaluate(
         quality: full, or fast.
         references: also score three rows that learn nothing: nearest source, best plane, plane sweep.
         save: folder for prediction, truth, depth and error as PNGs.
+        precision: of the networks, geometry is always float32: float32, bf16 (bfloat16), or auto, which is bf16 where
+            the hardware is fast at it (GPUs, CPUs with AMX).
         device: auto, cpu or cuda.
         scan: which scan of a DTU root; all of them by default.
         light: which light of DTU, 0 to 6.
@@ -69,11 +73,14 @@ def evaluate(
         check_writable(save, folder=True)
     wanted, views = parse_size(size), parse_views(targets, "--targets")
     where = choose_device(device)
+    choose_precision(precision, where)  # before any work
     ranks = join_ranks()
     specs = find_scenes(scene, scan=scan, light=light)
-    model = load_model(weights, where)
+    model = load_model(weights, where, precision)
     lpips = load_lpips(where)
     notes = [] if lpips is not None else ["lpips was left out: install the extra with `pip install idnerf[metrics]`"]
+    if model.precision == "bf16":
+        notes.append("networks computed in bfloat16, geometry in float32 (--precision float32 for all)")
     results = []
     for spec in specs:
         with progress_bar(f"evaluating {spec.name}", quiet=not ranks.first) as update:

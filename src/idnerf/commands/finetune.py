@@ -81,7 +81,7 @@ def finetune(
     photos = loaded.views([loaded.index_of(i) for i in (*used, *tested)]).to(where)
     own, count = photos[: len(used)], len(used)
     splits = choose_splits(held_out, own, used)
-    model = load_model(weights, where)
+    model = load_model(weights, where, "float32")
 
     def score_tests() -> tuple[float, ...]:
         return held_out_psnr(model, photos, range(count, len(photos)), range(count), num_sources)

@@ -79,11 +79,22 @@ def check_quality(quality: str) -> None:
         raise InputError(f"expected --quality full or fast, got {quality!r}")
 
 
-def load_model(weights: str, device: torch.device) -> Any:
+def choose_precision(name: str, device: torch.device) -> str:
+    """``auto`` takes bfloat16 where the hardware is fast at it."""
+    from idnerf.geometry.precision import has_fast_bfloat16
+
+    if name not in ("auto", "float32", "bf16"):
+        raise InputError(f"expected --precision auto, float32 or bf16, got {name!r}")
+    return name if name != "auto" else "bf16" if has_fast_bfloat16(device) else "float32"
+
+
+def load_model(weights: str, device: torch.device, precision: str = "auto") -> Any:
     """An ``IDNeRF`` in evaluation mode."""
     from idnerf.models.idnerf import IDNeRF
 
-    return IDNeRF.from_pretrained(weights).to(device)
+    model = IDNeRF.from_pretrained(weights).to(device)
+    model.precision = choose_precision(precision, device)
+    return model
 
 
 @contextlib.contextmanager

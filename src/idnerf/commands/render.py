@@ -14,6 +14,7 @@ from idnerf.commands.options import (
     check_quality,
     check_writable,
     choose_device,
+    choose_precision,
     load_model,
     parse_size,
     parse_views,
@@ -45,6 +46,7 @@ def render(
     size: str | None = None,
     weights: str = "default",
     quality: str = "full",
+    precision: str = "auto",
     depth: bool = False,
     device: str = "auto",
     scan: str | None = None,
@@ -66,6 +68,8 @@ def render(
         weights: `default`, a file, a run folder or a hub id.
         quality: full, or fast (fewer depth planes and samples).
         depth: also the depth: beside the colour in a picture or video, as files of its own in a folder.
+        precision: of the networks, geometry is always float32: float32, bf16 (bfloat16), or auto, which is bf16 where
+            the hardware is fast at it (GPUs, CPUs with AMX).
         device: auto, cpu or cuda.
         scan: which scan of a DTU root.
         light: which light of DTU, 0 to 6.
@@ -83,6 +87,7 @@ def render(
         raise InputError(f"expected --fps above 0 and at most 1000, got {fps:g}")
     wanted_size = parse_size(size)
     where = choose_device(device)
+    choose_precision(precision, where)  # before any work
     ranks = join_ranks()
     with ranks.first_goes_ahead():
         folder = posed(scene, quiet=not ranks.first)
@@ -96,7 +101,7 @@ def render(
         cameras = cameras[len(cameras) // 4][None] if still else cameras
     cameras = cameras.with_bounds(*Scene.target_bounds(source_cameras))
 
-    model = load_model(weights, where)
+    model = load_model(weights, where, precision)
     start = time.perf_counter()
     with torch.inference_mode():
         features = model.encode(loaded.views(list(chosen)).to(where)[None])
