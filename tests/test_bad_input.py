@@ -304,6 +304,10 @@ def with_suffix(suffix: str) -> dict[str, Case]:
 
 
 SHARED = {**SCENES, **SIZES, **DEVICES, **WEIGHTS, **FLAGS}
+CHECK: dict[str, Case] = {
+    **{case: words for case, words in SCENES.items() if case not in ("one photo without poses", "one view")},
+    "one photo without poses": ("{one_photo}", "found none of"),
+}
 CASES: dict[str, dict[str, Case]] = {
     "demo": DEMO,
     "render": {**with_out(SHARED, "a.png"), **with_suffix(".png"), **RENDER},
@@ -315,6 +319,7 @@ CASES: dict[str, dict[str, Case]] = {
     "view": {**SHARED, **VIEW},
     "poses": POSES,
     "finetune": {**with_out(SHARED, "a.safetensors"), **with_suffix(".safetensors"), **FINETUNE},
+    "check": CHECK,
     "share": SHARE,
     "convert": CONVERT,
 }
