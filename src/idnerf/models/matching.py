@@ -227,7 +227,8 @@ def _similarities_by_taps(
             of_first, of_second = next(tables), next(tables)
             taps = [linear[scene, view] for view in members]
             if products is None:
-                cosines.append(groupwise_cosine(*map(weighted_rows, (of_first, of_second), taps), groups))
+                both = weighted_rows(of_first, taps[0]), weighted_rows(of_second, taps[1])
+                cosines.append(groupwise_cosine(*both, groups))
                 continue
             squares, others = (
                 weighted_rows(products[scene, pair, member], quadratic[scene, view])

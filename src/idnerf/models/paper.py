@@ -231,8 +231,12 @@ class PaperModel(nn.Module):
             size = self._rays_per_chunk(*features.cameras.shape, LOOKUPS_PER_TRAINING_CHUNK)
             parts = [_some_rays(*parts[0], slice(i, i + size)) for i in range(0, pixels.shape[1], size)]
         outputs = [self._composited(features, target, *part, again=len(parts) > 1) for part in parts]
+        if len(outputs) == 1:
+            return outputs[0]
         return PixelOutput(
-            *(torch.cat(values, 1) if len(parts) > 1 else values[0] for values in zip(*outputs, strict=True))
+            torch.cat([output.rgb for output in outputs], 1),
+            torch.cat([output.depth for output in outputs], 1),
+            torch.cat([output.opacity for output in outputs], 1),
         )
 
     def render_tile(
@@ -263,7 +267,7 @@ class PaperModel(nn.Module):
         latent_token: Float[Tensor, "batch ray token"] | None,
         *,
         again: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> PixelOutput:
         """Colour, depth and opacity of rays; ``again``: nothing is kept for the backward pass, which starts afresh."""
         if again:
             return checkpoint(
@@ -274,7 +278,8 @@ class PaperModel(nn.Module):
         points = rays.origins[:, :, None] + rays.directions[:, :, None] * (depths / rays.cos[..., None])[..., None]
         colours, raw = self._query_field(features, target, points, rays.directions, latent_token)
         weights = compositing_weights(alphas_without_intervals(self.behaviour.sigmas(raw)))
-        return composite(weights, colours), self.behaviour.expected_depth(weights, depths), weights.sum(-1)
+        depth = self.behaviour.expected_depth(weights, depths)
+        return PixelOutput(composite(weights, colours), depth, weights.sum(-1))
 
     def _query_field(
         self,
