@@ -6,6 +6,7 @@ python benchmarks/scale.py --device cuda --out out/scale.md
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -191,6 +192,12 @@ def draw(path: Path, growths: Sequence[tuple[str, Sequence[Row]]]) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
+def picture_line(plot: Path, page: Path) -> str:
+    """The curves, as the page shows them."""
+    link = Path(os.path.relpath(plot, page.parent)).as_posix()
+    return f"![Seconds and peak memory against image size, source views and frames]({link})\n\n"
+
+
 def main(options: Options) -> None:
     """Measure what is not yet known, print the tables, draw the curves."""
     device = choose_device(options.device).type
@@ -224,7 +231,8 @@ def main(options: Options) -> None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(text, encoding="utf-8")
     if options.page is not None:
-        put_between_marks(options.page, "scale", text)
+        picture = "" if options.plot is None else picture_line(options.plot, options.page)
+        put_between_marks(options.page, "scale", picture + text)
     if options.plot is not None:
         draw(options.plot, (("megapixels", of_size), ("source views", of_views), ("frames", of_frames)))
 

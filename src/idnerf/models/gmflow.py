@@ -157,7 +157,13 @@ class GMFlowEncoder(nn.Module):
 
     def _upsampled(self, maps: Float[Tensor, "n h w c"]) -> Iterator[Float[Tensor, "n2 h2 w2 c"]]:
         for part in maps.split(max(1, CHUNK_ELEMENTS // (4 * maps[0].numel()))):
-            yield self.upsampler(part.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            part = part.permute(0, 3, 1, 2)
+            if torch.is_grad_enabled() and part.device.type == "cpu":  # as ``Backbone._half_size``
+                yield checkpoint(self.upsampler, part, use_reentrant=False, preserve_rng_state=False).permute(
+                    0, 2, 3, 1
+                )
+            else:
+                yield self.upsampler(part).permute(0, 2, 3, 1)
 
     def _normalised(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
         mean, std = images.new_tensor(IMAGENET_MEAN), images.new_tensor(IMAGENET_STD)

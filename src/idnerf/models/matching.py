@@ -11,10 +11,14 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from idnerf.geometry.projection import bilinear_lookup, project
+from idnerf.geometry.cameras import invert_rigid
+from idnerf.geometry.projection import bilinear_lookup, safe_depth
 from idnerf.models.behaviour import Behaviour
 from idnerf.models.gmflow import PairMaps, view_pairs
 from idnerf.types import Cameras
+
+CACHED_POINTS = 2048
+"""Points whose 128 channels (1 MB) stay in a core's cache from one operation to the next."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,11 @@ class Taps:
     def __getitem__(self, index: tuple[int, ...]) -> "Taps":
         """Index the leading axes."""
         return Taps(self.rows[index], self.weights[index])
+
+    def split(self, size: int) -> "list[Taps]":
+        """Pieces of ``size`` points; there are no leading axes."""
+        pieces = zip(self.rows.split(size), self.weights.split(size), strict=True)
+        return [Taps(rows, weights) for rows, weights in pieces]
 
 
 def bilinear_taps(positions: Float[Tensor, "*batch point 2"], size: tuple[int, int]) -> tuple[Taps, Taps]:
@@ -85,8 +94,12 @@ class Reprojection:
 
 def reproject(points: Float[Tensor, "batch point 3"], sources: Cameras, behaviour: Behaviour) -> Reprojection:
     """World points into every source view; ``sources`` is [batch view]."""
-    everywhere = points[:, None].expand(-1, sources.shape[1], -1, -1)
-    pixels, depth = project(everywhere, sources)
+    to_pixels = sources.K @ invert_rigid(sources.c2w)[..., :3, :]
+    # As ``project``, but one product for all views, with the points last in memory.
+    homogeneous = to_pixels[..., :3].flatten(1, 2) @ points.transpose(1, 2) + to_pixels[..., 3].flatten(1)[..., None]
+    u, v, depth = homogeneous.unflatten(1, (-1, 3)).unbind(2)
+    safe = safe_depth(depth)
+    pixels = torch.stack([u / safe, v / safe], -1)
     return Reprojection(pixels, behaviour.visible(pixels, depth, sources.size))
 
 
@@ -211,15 +224,23 @@ def _similarities_by_taps(
     cosines = []
     for scene in range(batch):
         for pair, members in enumerate(view_pairs(views)):
-            first, second = (weighted_rows(next(tables), linear[scene, view]) for view in members)
+            of_first, of_second = next(tables), next(tables)
+            taps = [linear[scene, view] for view in members]
             if products is None:
-                cosines.append(groupwise_cosine(first, second, groups))
+                both = weighted_rows(of_first, taps[0]), weighted_rows(of_second, taps[1])
+                cosines.append(groupwise_cosine(*both, groups))
                 continue
             squares, others = (
                 weighted_rows(products[scene, pair, member], quadratic[scene, view])
                 for member, view in enumerate(members)
             )
-            dots = group_sums(first.mul_(second), groups)
+            parts = zip(*(part.split(CACHED_POINTS) for part in taps), strict=True)
+            dots = torch.cat(
+                [
+                    group_sums(weighted_rows(of_first, one).mul_(weighted_rows(of_second, other)), groups)
+                    for one, other in parts
+                ]
+            )
             # The bound holds by itself but for rounding, where neighbouring cells cancel almost entirely.
             cosines.append(dots.mul_(squares.mul_(others).clamp_min_(1e-16).rsqrt_()).clamp_(-1, 1))
     return torch.stack(cosines).unflatten(0, (batch, -1))

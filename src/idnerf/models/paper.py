@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from idnerf.errors import InputError
 from idnerf.geometry.cameras import invert_rigid
 from idnerf.geometry.rays import pixel_centers, rays_at_pixels
+from idnerf.models import matching
 from idnerf.models.behaviour import Behaviour, PublishedBehaviour
 from idnerf.models.gmflow import GMFlowEncoder, PairMaps, view_pairs
 from idnerf.models.latent import (
@@ -45,10 +46,11 @@ from idnerf.models.view_refinement import MapTokens, TokenAttention, attend_with
 from idnerf.rendering.compositing import alphas_without_intervals, composite, compositing_weights
 from idnerf.types import Cameras, Rays, RenderOutput, Views
 
-LOOKUPS_PER_CHUNK = 6 * 8192
-"""Feature lookups of one scale made at once when rendering images: 8,192 points for the 6 maps of 3 views."""
-LOOKUPS_PER_TRAINING_CHUNK = 6 * 32768
-"""The same in a training step on the CPU, where every chunk is computed again in the backward pass: 32,768 points."""
+LOOKUPS_PER_CHUNK = 6 * 16384
+"""Feature lookups of one scale made at once when rendering images: 16,384 points for the 6 maps of 3 views."""
+LOOKUPS_PER_TRAINING_CHUNK = 6 * 16384
+"""The same in a training step on the CPU, where every chunk is computed again in the backward pass, so that no more
+than its samples (some 20 kB each) are kept."""
 
 
 @dataclass(frozen=True)
@@ -230,8 +232,12 @@ class PaperModel(nn.Module):
             size = self._rays_per_chunk(*features.cameras.shape, LOOKUPS_PER_TRAINING_CHUNK)
             parts = [_some_rays(*parts[0], slice(i, i + size)) for i in range(0, pixels.shape[1], size)]
         outputs = [self._composited(features, target, *part, again=len(parts) > 1) for part in parts]
+        if len(outputs) == 1:
+            return outputs[0]
         return PixelOutput(
-            *(torch.cat(values, 1) if len(parts) > 1 else values[0] for values in zip(*outputs, strict=True))
+            torch.cat([output.rgb for output in outputs], 1),
+            torch.cat([output.depth for output in outputs], 1),
+            torch.cat([output.opacity for output in outputs], 1),
         )
 
     def render_tile(
@@ -262,7 +268,7 @@ class PaperModel(nn.Module):
         latent_token: Float[Tensor, "batch ray token"] | None,
         *,
         again: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> PixelOutput:
         """Colour, depth and opacity of rays; ``again``: nothing is kept for the backward pass, which starts afresh."""
         if again:
             return checkpoint(
@@ -273,7 +279,8 @@ class PaperModel(nn.Module):
         points = rays.origins[:, :, None] + rays.directions[:, :, None] * (depths / rays.cos[..., None])[..., None]
         colours, raw = self._query_field(features, target, points, rays.directions, latent_token)
         weights = compositing_weights(alphas_without_intervals(self.behaviour.sigmas(raw)))
-        return composite(weights, colours), self.behaviour.expected_depth(weights, depths), weights.sum(-1)
+        depth = self.behaviour.expected_depth(weights, depths)
+        return PixelOutput(composite(weights, colours), depth, weights.sum(-1))
 
     def _query_field(
         self,
@@ -287,13 +294,16 @@ class PaperModel(nn.Module):
         batch, rays, samples, _ = points.shape
         flat = points.flatten(1, 2)
         reprojection = with_taps(reproject(flat, features.cameras, self.behaviour), features.maps, self.behaviour)
-        rotation = invert_rigid(target.c2w)[:, :3, :3]
-        along = directions[:, :, None].expand_as(points).flatten(1, 2)
         colours_of_views = lookup_colours(features.images, reprojection.pixels)
-        turns = ray_turns(flat, features.cameras.centers, along, rotation)
+        if isinstance(self.aggregation, SymmetricViews):
+            along = directions[:, :, None].expand_as(points).flatten(1, 2)
+            turns = ray_turns(flat, features.cameras.centers, along, invert_rigid(target.c2w)[:, :3, :3])
+            of_views = self.aggregation(colours_of_views, reprojection.visible, turns)
+        else:
+            of_views = self.aggregation(colours_of_views, reprojection.visible)
         condition = [
             matching_cue(features.maps, reprojection, self.config.groups, self.behaviour),
-            self.aggregation(colours_of_views, reprojection.visible, turns),
+            of_views,
         ]
         if self.refinement:
             at_samples = None if latent_token is None else latent_token.repeat_interleave(samples, 1)
@@ -302,13 +312,27 @@ class PaperModel(nn.Module):
         frame = target if self.config.view_aggregation == "symmetric" else features.cameras[:, 0]
         positions = self.behaviour.frame_coordinates(flat, frame)
         seen_by = reprojection.visible.sum(1).float().reshape(batch * rays, samples)
-        colours, raw = self.field(
+        colours, raw = self._field_in_pieces(
             positions.reshape(batch * rays, samples, 3),
             (directions @ frame.c2w[:, :3, :3]).flatten(0, 1),
             torch.cat(condition, -1).reshape(batch * rays, samples, -1),
             *self.behaviour.attention_masks(seen_by),
         )
         return colours.unflatten(0, (batch, rays)), raw.unflatten(0, (batch, rays))
+
+    def _field_in_pieces(
+        self, positions: Float[Tensor, "ray sample 3"], *others: Tensor | None
+    ) -> tuple[Float[Tensor, "ray sample 3"], Float[Tensor, "ray sample"]]:
+        """The field at rays; on the CPU, without gradient, a few rays at a time, which stay in the cache."""
+        if positions.device.type != "cpu" or torch.is_grad_enabled():
+            return self.field(positions, *others)
+        size = max(1, matching.CACHED_POINTS // positions.shape[1])
+        pieces = [
+            self.field(*(None if x is None else x[i : i + size] for x in (positions, *others)))
+            for i in range(0, len(positions), size)
+        ]
+        colours, raw = zip(*pieces, strict=True)
+        return torch.cat(colours), torch.cat(raw)
 
 
 def _some_rays(

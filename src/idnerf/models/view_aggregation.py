@@ -20,7 +20,6 @@ class ConcatenatedViews(nn.Module):
         self,
         colours: Float[Tensor, "batch view point 3"],
         visible: Bool[Tensor, "batch view point"],
-        turns: Float[Tensor, "batch view point 4"],
     ) -> Float[Tensor, "batch point width"]:
         in_order = colours.transpose(1, 2).flatten(2)
         return torch.cat([in_order, visible.transpose(1, 2).to(colours.dtype)], -1)
