@@ -435,9 +435,10 @@ def document(
         "## Near and far guessed wrong",
         "",
         "The depth range of the target, wrong by a factor of 2. A range that is too wide costs precision; one that is "
-        "too narrow leaves surfaces out, which nothing can then render in their place. Targets whose wrong range is "
-        "empty (near twice as far is beyond far) are left out of that row. *Left out*: share of the pixels whose "
-        "surface lies outside the wrong range, where exact depth tells. The aim is a loss below 1.5 dB.",
+        "too narrow leaves surfaces out, so it is widened first where confident matches lie beyond it ([the "
+        "cascade](cascade.md)). Targets whose wrong range is empty (near twice as far is beyond far) are left out of "
+        "that row. *Left out*: share of the pixels whose surface lies outside the wrong range as given, where exact "
+        "depth tells. The aim is a loss below 1.5 dB.",
         "",
         "| scenes | range | targets | PSNR | loss | left out |",
         "|---|---|---|---|---|---|",
