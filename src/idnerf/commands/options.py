@@ -5,7 +5,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -79,13 +79,15 @@ def check_quality(quality: str) -> None:
         raise InputError(f"expected --quality full or fast, got {quality!r}")
 
 
-def choose_precision(name: str, device: torch.device) -> str:
+def choose_precision(name: str, device: torch.device) -> Literal["float32", "bf16"]:
     """``auto`` takes bfloat16 where the hardware is fast at it."""
     from idnerf.geometry.precision import has_fast_bfloat16
 
-    if name not in ("auto", "float32", "bf16"):
+    if name == "float32" or name == "bf16":
+        return name
+    if name != "auto":
         raise InputError(f"expected --precision auto, float32 or bf16, got {name!r}")
-    return name if name != "auto" else "bf16" if has_fast_bfloat16(device) else "float32"
+    return "bf16" if has_fast_bfloat16(device) else "float32"
 
 
 def load_model(weights: str, device: torch.device, precision: str = "auto") -> Any:

@@ -50,5 +50,6 @@ class CrossViewMixing(nn.Module):
         code = window_positions(height // SPLITS, width // SPLITS, maps.shape[-1], maps.device)
         mixed = maps + code.repeat(SPLITS, SPLITS, 1)
         for index, block in enumerate(self.blocks):
+            assert isinstance(block, MixingBlock)
             mixed = block.among(mixed, shifted=index % 2 == 1)
         return features + self.out(mixed).movedim(-1, 2)

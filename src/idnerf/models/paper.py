@@ -231,7 +231,7 @@ class PaperModel(nn.Module):
         if torch.is_grad_enabled() and pixels.device.type == "cpu":
             size = self._rays_per_chunk(*features.cameras.shape, LOOKUPS_PER_TRAINING_CHUNK)
             parts = [_some_rays(*parts[0], slice(i, i + size)) for i in range(0, pixels.shape[1], size)]
-        outputs = [self._composited(features, target, *part, again=len(parts) > 1) for part in parts]
+        outputs = [self._composited(features, target, r, d, token, again=len(parts) > 1) for r, d, token in parts]
         if len(outputs) == 1:
             return outputs[0]
         return PixelOutput(
