@@ -23,6 +23,9 @@ from idnerf.models.paper import PaperConfig, PaperModel
 from idnerf.rendering.renderer import render_in_tiles
 from idnerf.types import Cameras, RenderOutput, Views
 
+ADDED_PARTS = ("core.latent.", "core.view_refinement.")
+"""Names of the weights that can be added to trained ones."""
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -87,8 +90,7 @@ class IDNeRF(nn.Module):
         expected = model.state_dict()
         fits = {name: tensor for name, tensor in tensors.items() if name in expected}
         unknown = [k for k in tensors if k not in expected or tensors[k].shape != expected[k].shape]
-        new = ("core.latent.", "core.view_refinement.")
-        missing = [k for k in expected if k not in tensors and not k.startswith(new)]
+        missing = [k for k in expected if k not in tensors and not k.startswith(ADDED_PARTS)]
         if unknown or missing:
             raise InputError(
                 f"{path} cannot be extended to these model options: {(unknown or missing)[0]} differs; only view "
