@@ -1,7 +1,7 @@
 """Initial weights of an ``AutoencoderKL`` that already reconstruct the mean colour of every 8x8 block.
 
 From random weights an autoencoder with group normalisation learns brightness first and colours very late: after 500
-small steps it still drew in grey, 2 dB below plain block means. So colours get a path of their own, exact from the start:
+small steps it still drew in grey, 2 dB below plain block means. So colours get a path of their own from the start:
 
 * every colour is carried by two channels, +x and -x, for silu(x) - silu(-x) = x: the activation is undone exactly;
 * two constant channels +-``CONSTANT`` outweigh the colours in the one normalisation on the way, which so divides every
