@@ -14,9 +14,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import patch
 
 import torch
 import tyro
+from jaxtyping import Float
+from torch import Tensor
 
 from ablation_table import document
 from boards import BOARDS, board_targets, cells_of, commit, compute_cell, device_name, scene_at
@@ -30,16 +33,18 @@ from idnerf.evaluation.evaluator import HIGHEST_PSNR
 from idnerf.evaluation.lpips import Lpips, load_lpips
 from idnerf.evaluation.metrics import SSIM_WINDOW, psnr, ssim_map
 from idnerf.evaluation.report import write_report
-from idnerf.models.cascade import CascadeConfig
+from idnerf.models.cascade import Cascade, CascadeConfig, Quality
 from idnerf.models.idnerf import IDNeRF, ModelConfig
-from idnerf.models.latent import LATENT_MIDDLE, LatentQuery, TargetLatent
+from idnerf.models.latent import LATENT_MIDDLE, FrustumLatentInference, LatentQuery, TargetLatent
 from idnerf.models.paper import PaperConfig
 from idnerf.priors.prior import Prior, PriorConfig, load_prior, unet_latent
-from idnerf.training.procedural_scenes import ProceduralScenes, ProceduralScenesConfig
+from idnerf.training import objectives, trainer
+from idnerf.training.objectives import Objective
+from idnerf.training.procedural_scenes import ProceduralScenes, ProceduralScenesConfig, shrunk_scene
 from idnerf.training.score_distillation import GuidanceConfig
 from idnerf.training.state import STATE_FILE
-from idnerf.training.trainer import TrainerConfig, train
-from idnerf.types import Cameras, RenderOutput, Views
+from idnerf.training.trainer import TrainerConfig, start_model, train
+from idnerf.types import Batch, Cameras, RenderOutput, Views
 
 Scores = dict[str, Any]
 
@@ -53,6 +58,7 @@ class Variant:
     guided: bool = False
     view_aligned: bool = False
     refinement: bool = True
+    oracle: bool = False
     configuration: Literal["cascade", "paper"] = "cascade"
 
 
@@ -64,6 +70,7 @@ VARIANTS = {
     "guided-aligned": Variant("guided, `pixel`, view-aligned condition", guided=True, view_aligned=True),
     "paper-latent": Variant("`paper`: latent, no guidance", configuration="paper"),
     "paper-guided": Variant("`paper`: guided, `pixel`", guided=True, configuration="paper"),
+    "oracle": Variant("latent given: the prior's own latent of the true picture", oracle=True),
     "plain": Variant("no latent, no view refinement", query="none", refinement=False),
     "latent-global": Variant("latent `global`, no guidance", query="global"),
     "paper-no-latent": Variant("`paper`: no latent", query="none", configuration="paper"),
@@ -85,6 +92,8 @@ class Budget:
     """Samples per ray of the `paper` configuration."""
     tile: tuple[int, int] = (128, 96)
     """Target pixels per step of the cascade (width, height)."""
+    shrink: int = 1
+    """Procedural scenes and real photos are shrunk by this factor along each side, in training and evaluation."""
     max_scenes: int = 1_000_000
     """Number of procedural scenes in training."""
     complexity: tuple[float, float] = (0.0, 1.0)
@@ -93,10 +102,20 @@ class Budget:
     """Scenes known at the first step."""
     init: str | None = None
     """Cascade weights to start from (`default` or a file), extended by the latent; none trains from scratch."""
+    only_added: bool = False
+    """With `--init`: train the added parts only, so that variants differ by nothing else."""
+    lr: float | None = None
+    """Peak learning rate of the decoder and of the latent network; none takes the preset's."""
+    fast: bool = False
+    """The cascade trains and renders at quality `fast`."""
     prior: str | None = None
     """Folder of the small prior; none takes the one that comes with the package; `gaussian` knows nothing."""
     guidance: GuidanceConfig = field(default_factory=lambda: GuidanceConfig(sds_weight=1.0, guidance_scale=3.0))
     """Score distillation of the guided variants; its prior is what `--prior` and the variant say."""
+
+    @property
+    def quality(self) -> Quality:
+        return "fast" if self.fast else "full"
 
 
 def prior_config(budget: Budget, view_aligned: bool) -> PriorConfig:
@@ -120,14 +139,20 @@ def training(
         paper=PaperConfig(samples_per_ray=budget.paper_samples, latent_size=None, **options),
     )
     guidance = replace(budget.guidance, prior=prior_config(budget, variant.view_aligned))
+    rates = preset.trainer.optimizer
+    if budget.lr is not None:
+        rates = replace(rates, decoder_lr=budget.lr, latent_lr=budget.lr)
     config = replace(
         preset.trainer,
         model=model,
         guidance=guidance if variant.guided else GuidanceConfig(),
         out=run,
+        optimizer=rates if not paper else preset.trainer.optimizer,
+        fast_share=1.0 if budget.fast else preset.trainer.fast_share,
         resume=run if (run / STATE_FILE).exists() else None,
         init=None if paper else budget.init,
         extend=True,
+        only_added=budget.only_added and not paper,
         steps=budget.paper_steps if paper else budget.steps,
         source_views=(2, 3),
         tile=budget.tile,
@@ -142,9 +167,51 @@ def training(
         scene=replace(preset.scenes.scene, complexity=budget.complexity),
         pool=pool,
         max_scenes=budget.max_scenes,
+        shrink=budget.shrink,
         start_scenes=min(budget.start_scenes, budget.max_scenes),
     )
     return config, scenes
+
+
+class OracleLatent(FrustumLatentInference):
+    """What perfect guidance would make of the latent: the prior's own latent of the true picture, for trained and for
+    evaluated targets alike. It bounds from above what any prior can do through this latent.
+    """
+
+    def reveal(self, truth: Float[Tensor, "batch 3 height width"], prior: Prior) -> None:
+        """The picture of the next targets. Sides: multiples of 8."""
+        self.values = (1 + prior.encode(truth.to(prior.device)).float()) / 2  # inverse of ``unet_latent``
+
+    def forward(self, maps: Tensor, source: Cameras, target: Cameras) -> TargetLatent:
+        return TargetLatent(self.values.to(maps.device), target)
+
+
+def with_oracle(model: IDNeRF) -> IDNeRF:
+    """The model with its latent network replaced; its weights stay, unused, so that the run folder can be read."""
+    assert isinstance(model.core, Cascade) and isinstance(model.core.latent, FrustumLatentInference)
+    model.core.latent.__class__ = OracleLatent
+    return model
+
+
+def reveal(model: IDNeRF, truth: Float[Tensor, "batch 3 height width"], prior: Prior | None) -> None:
+    """Show the next targets to a model with an oracle; any other does not look."""
+    if isinstance(model.core, Cascade) and isinstance(model.core.latent, OracleLatent):
+        assert prior is not None
+        model.core.latent.reveal(truth, prior)
+
+
+def train_with_oracle(config: TrainerConfig, scenes: ProceduralScenes, prior: Prior) -> None:
+    """``train`` of a model that is shown every target's latent."""
+
+    def objective(model: IDNeRF, batch: Batch, *arguments: Any, **options: Any) -> Objective:
+        reveal(model, batch.target.images, prior)
+        return objectives.objective(model, batch, *arguments, **options)
+
+    with (
+        patch.object(trainer, "objective", objective),
+        patch.object(trainer, "start_model", lambda c: with_oracle(start_model(c))),
+    ):
+        train(config, scenes, [])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -176,18 +243,20 @@ def score(output: RenderOutput, task: FixedTask, lpips: Lpips | None) -> Scores:
 
 
 def render_with(
-    model: IDNeRF, task: FixedTask, latent: TargetLatent | None = None
+    model: IDNeRF, task: FixedTask, quality: Quality, latent: TargetLatent | None = None
 ) -> tuple[RenderOutput, TargetLatent | None]:
     """The task's picture, under the inferred or a given latent; and that latent."""
     source, target = task.source.to(model.device)[None], task.target.to(model.device)[None]
     with torch.inference_mode():
         features = model.encode(source)
         latent = model.infer_latent(features, target) if latent is None else latent
-        output = model.render_target(features, target, latent=latent)
+        output = model.render_target(features, target, quality=quality, latent=latent)
     return output.map(lambda x: x[0].float().cpu()), latent
 
 
-def influence(model: IDNeRF, tasks: Sequence[FixedTask], latents: Sequence[TargetLatent]) -> list[Scores]:
+def influence(
+    model: IDNeRF, quality: Quality, tasks: Sequence[FixedTask], latents: Sequence[TargetLatent]
+) -> list[Scores]:
     """Scores with the latent blanked (the prior's middle everywhere) and with the next scene's latent in its place."""
     entries = []
     for number, (task, latent) in enumerate(zip(tasks, latents, strict=True)):
@@ -197,7 +266,7 @@ def influence(model: IDNeRF, tasks: Sequence[FixedTask], latents: Sequence[Targe
         }
         entry: Scores = {"scene": task.name}
         for name, values in others.items():
-            output, _ = render_with(model, task, latent.with_values(values))
+            output, _ = render_with(model, task, quality, latent.with_values(values))
             scores = score(output, task, None)
             entry |= {f"{name}_psnr": scores["psnr"], f"{name}_psnr_unseen": scores["psnr_unseen"]}
         entries.append(entry)
@@ -221,15 +290,20 @@ def latent_statistics(prior: Prior | None, tasks: Sequence[FixedTask], latents: 
     return statistics
 
 
-def pictures(model: IDNeRF, prior: Prior | None, tasks: Sequence[FixedTask], path: Path) -> None:
+def pictures(
+    renderings: Sequence[RenderOutput],
+    latents: Sequence[TargetLatent],
+    prior: Prior | None,
+    tasks: Sequence[FixedTask],
+    path: Path,
+) -> None:
     """A row per scene: truth, rendering, pixels that fewer than two sources see, the latent decoded by the prior."""
     rows = []
-    for task in tasks:
-        output, latent = render_with(model, task)
+    for number, (task, output) in enumerate(zip(tasks, renderings, strict=True)):
         columns = [task.image, output.rgb, (task.seen < 2).float().expand(3, -1, -1)]
-        if latent is not None and prior is not None:
+        if latents and prior is not None:
             height, width = task.image.shape[-2:]
-            decoded = prior.decode(unet_latent(latent.values.to(prior.device))).cpu()[0, :, :height, :width]
+            decoded = prior.decode(unet_latent(latents[number].values.to(prior.device))).cpu()[0, :, :height, :width]
             columns.append(torch.zeros_like(task.image))
             columns[-1][:, : decoded.shape[1], : decoded.shape[2]] = decoded
         rows.append(torch.cat(columns, -1))
@@ -283,62 +357,81 @@ class Evaluation:
     scenes: int
     data: Path | None
     boards: tuple[str, ...]
+    targets: int | None = None
 
 
-def finish(run: Run, evaluation: Evaluation, pool: Path | None, device: str, deadline: float) -> None:
-    """Do what a run still lacks; no new piece begins after ``deadline``."""
+def finish(run: Run, evaluation: Evaluation | None, pool: Path | None, device: str, deadline: float) -> None:
+    """Do what a run still lacks, the training alone if ``evaluation`` is None; no piece begins after ``deadline``."""
     where = choose_device(device)
     if "trained" not in run.scores:
         config, scenes = training(run.variant, run.budget, run.seed, run.folder, pool, device)
         start = time.process_time()
-        train(config, ProceduralScenes(scenes), [])
+        if run.variant.oracle:
+            train_with_oracle(config, ProceduralScenes(scenes), load_prior(prior_config(run.budget, True), where))
+        else:
+            train(config, ProceduralScenes(scenes), [])
         made = {"commit": commit(), "device": device_name(where), "processor_seconds": time.process_time() - start}
         run.keep("trained", made)
+    if evaluation is None:
+        return
     pieces = [f"procedural-{n}" for n in evaluation.num_sources]
-    pieces += [f"real-{n}" for n in evaluation.num_sources] if evaluation.data else []
+    real = evaluation.data is not None and not run.variant.oracle  # photos have no truth to show it in time
+    pieces += [f"real-{n}" for n in evaluation.num_sources] if real else []
     if all(piece in run.scores for piece in pieces):
         return
     model = IDNeRF.from_pretrained(run.folder).to(where)
+    model = with_oracle(model) if run.variant.oracle else model
     for n in evaluation.num_sources:
         if f"procedural-{n}" not in run.scores and time.monotonic() < deadline:
             run.keep(f"procedural-{n}", evaluate_procedural(model, run, n, evaluation.scenes, where))
-        if evaluation.data and f"real-{n}" not in run.scores and time.monotonic() < deadline:
-            run.keep(f"real-{n}", evaluate_real(model, n, evaluation, where))
+        if real and f"real-{n}" not in run.scores and time.monotonic() < deadline:
+            run.keep(f"real-{n}", evaluate_real(model, run.budget, n, evaluation, where))
 
 
 def evaluate_procedural(model: IDNeRF, run: Run, num_sources: int, limit: int, where: torch.device) -> Scores:
     """Held-out procedural scenes: scores by scene, what the latent does, what it looks like."""
-    tasks = [fixed_task(name, s, num_sources) for name, s in fixed_scenes(run.work / "scenes", limit)]
+    shrink = run.budget.shrink
+    tasks = [
+        fixed_task(name, shrunk_scene(s, shrink), num_sources) for name, s in fixed_scenes(run.work / "scenes", limit)
+    ]
     lpips = load_lpips(where)
-    scenes, latents = [], []
+    knows = run.variant.query != "none" and run.budget.prior != "gaussian"
+    prior = load_prior(prior_config(run.budget, True), where) if knows else None
+    scenes, renderings, latents = [], [], []
     for task in tasks:
-        output, latent = render_with(model, task)
+        reveal(model, task.image[None], prior)
+        output, latent = render_with(model, task, run.budget.quality)
+        renderings.append(output)
         scenes.append({"scene": task.name, **score(output, task, lpips)})
         latents += [] if latent is None else [latent]
     result: Scores = {"scenes": scenes}
-    prior = None
     if latents:
-        prior = None if run.budget.prior == "gaussian" else load_prior(prior_config(run.budget, True), where)
-        result["influence"] = influence(model, tasks, latents)
+        result["influence"] = influence(model, run.budget.quality, tasks, latents)
         result["latent"] = latent_statistics(prior, tasks, latents)
-    pictures(model, prior, tasks[:4], run.folder / f"procedural-{num_sources}.png")
+    pictures(renderings[:4], latents[:4], prior, tasks[:4], run.folder / f"procedural-{num_sources}.png")
     return result
 
 
-def evaluate_real(model: IDNeRF, num_sources: int, evaluation: Evaluation, where: torch.device) -> list[Scores]:
+def evaluate_real(
+    model: IDNeRF, budget: Budget, num_sources: int, evaluation: Evaluation, where: torch.device
+) -> list[Scores]:
     """PSNR on the development scenes under the protocols of the scoreboard."""
     assert evaluation.data is not None
 
     def render(source: Views, target: Cameras) -> RenderOutput:
         with torch.inference_mode():
-            return model.render(source, target)
+            return model.render(source, target, quality=budget.quality)
 
     entries = []
     for board in BOARDS:
         if board.name not in evaluation.boards:
             continue
-        board = replace(board, num_sources=(num_sources,), crops=board.crops[:1], targets=board.quick or board.targets)
-        for cell in cells_of(board, board_targets(board, evaluation.data)):
+        size = (board.size[0] // budget.shrink, board.size[1] // budget.shrink)
+        board = replace(
+            board, size=size, num_sources=(num_sources,), crops=board.crops[:1], targets=board.quick or board.targets
+        )
+        targets = {folder: ids[: evaluation.targets] for folder, ids in board_targets(board, evaluation.data).items()}
+        for cell in cells_of(board, targets):
             scores = compute_cell(cell, scene_at(evaluation.data, cell.folder), render, where)
             found = scores["crops"][f"{board.crops[0]:g}"]
             picked = {key: found[key] for key in ("psnr", "ssim")}
@@ -357,8 +450,10 @@ def main(
     boards: tuple[str, ...] = ("half",),
     num_sources: tuple[int, ...] = (3, 2),
     scenes: int = 32,
+    targets: int | None = None,
     minutes: float = float("inf"),
     device: str = "auto",
+    only_train: bool = False,
     only_table: bool = False,
 ) -> None:
     """Train, evaluate, and write the table.
@@ -374,8 +469,10 @@ def main(
         boards: groups of them (benchmarks/boards.py).
         num_sources: numbers of source views to evaluate with.
         scenes: procedural scenes to evaluate on, of 64.
+        targets: views of each real scene to evaluate on; none takes the protocol's.
         minutes: begin nothing new after so long.
         device: auto, cpu or cuda.
+        only_train: leave the evaluation to a later call.
         only_table: run nothing, write the table of what is there.
     """
     keep_freed_memory()
@@ -384,10 +481,10 @@ def main(
     # seed by seed, so that what is there after a while compares
     runs = [Run(name, seed, budget, work) for seed in seeds for name in variants]
     deadline = time.monotonic() + 60 * minutes
-    evaluation = Evaluation(num_sources, scenes, data, boards)
+    evaluation = Evaluation(num_sources, scenes, data, boards, targets)
     for run in runs:
         if not only_table and time.monotonic() < deadline:
-            finish(run, evaluation, pool, device, deadline)
+            finish(run, None if only_train else evaluation, pool, device, deadline)
     path = out or work / "ablation.md"
     path.parent.mkdir(parents=True, exist_ok=True)
     titles = {name: VARIANTS[name].title for name in variants}

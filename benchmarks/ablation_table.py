@@ -114,6 +114,8 @@ PAIRS = (
     ("guided-pixel", "guided-aligned"),
     ("guided-pixel", "guided-global"),
     ("no-latent", "guided-pixel"),
+    ("no-latent", "guided-aligned"),
+    ("no-latent", "oracle"),
     ("plain", "no-latent"),
     ("latent-global", "guided-global"),
     ("paper-no-latent", "paper-latent"),

@@ -12,6 +12,7 @@ import torch
 
 from idnerf.data.procedural import ProceduralConfig, generate_scene
 from idnerf.errors import InputError
+from idnerf.priors.latent_diffusion import SmallPriorConfig, new_networks, save_small_prior
 from idnerf.training.procedural_scenes import ProceduralScenesConfig
 from idnerf.training.state import STATE_FILE
 from idnerf.types import RenderOutput
@@ -26,6 +27,9 @@ tables = importlib.import_module("ablation_table")
 boards = importlib.import_module("boards")
 
 TINY_SCENE = ProceduralConfig(size=(48, 32), num_views=4, complexity=(0.0, 0.1), supersample=1)
+TINY_PRIOR = SmallPriorConfig(
+    autoencoder_widths=(8, 8, 8, 8), unet_widths=(8, 16), token_width=12, heads=2, planes=4, source_side=48
+)
 BUDGET = ablation.Budget(
     steps=1, paper_steps=1, rays=16, paper_samples=4, tile=(16, 16), max_scenes=1, prior="gaussian"
 )
@@ -83,6 +87,24 @@ def test_runs_are_made_once_and_the_table_shows_what_is_there(tiny, monkeypatch,
         ablation.main(**options(tiny, variants=variants, budget=replace(BUDGET, steps=2)))
     with pytest.raises(InputError, match="choose among"):
         ablation.main(**options(tiny, variants=("magic",)))
+
+
+def test_a_run_can_be_trained_first_and_evaluated_later(tiny):
+    ablation.main(**options(tiny, variants=("latent",), only_train=True))
+    scores = json.loads((tiny / "work" / "latent-0.json").read_text())
+    assert "trained" in scores and "procedural-2" not in scores
+    ablation.main(**options(tiny, variants=("latent",)))
+    assert "procedural-2" in json.loads((tiny / "work" / "latent-0.json").read_text())
+
+
+def test_the_oracle_s_latent_is_the_true_picture_s(tiny, tmp_path):
+    folder = tmp_path / "prior"
+    save_small_prior(new_networks(TINY_PRIOR), TINY_PRIOR, folder)
+    budget = replace(BUDGET, prior=str(folder))
+    ablation.main(**options(tiny, variants=("oracle",), budget=budget, data=tiny))
+    scores = json.loads((tiny / "work" / "oracle-0.json").read_text())
+    assert scores["procedural-2"]["latent"]["correlation"] == pytest.approx(1, abs=1e-3)
+    assert "real-2" not in scores
 
 
 def test_no_run_begins_after_the_time_is_up(tiny, monkeypatch):

@@ -217,7 +217,7 @@ def test_views_agree_on_the_plane_where_the_surface_is(plane, generator):
     network = FrustumLatentInference(width, None, planes, width)
     taken = []
     network.on_plane.register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0]))
-    network(maps[None], source[None], target)
+    network(F.pad(maps, (0, 3))[None], source[None], target)  # no colours
     looked_up, origins, directions = taken[0].unflatten(2, (planes, -1)).split([width, 3, 3], -1)
     spread = looked_up.var(1).sum(-1)[0]
     here = (pixel_centers((8, 6)).flatten(0, 1) * 8 - target.K[0, :2, 2]) / target.K[0, [0, 1], [0, 1]]

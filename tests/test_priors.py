@@ -13,7 +13,7 @@ from idnerf.priors.model_source import model_source
 from idnerf.priors.network_prior import to_noise
 from idnerf.priors.prior import Condition, PriorConfig, guided_noise, load_prior, unet_latent
 from idnerf.priors.sampling import ddim_sample
-from idnerf.training.prior_measures import noise_errors
+from idnerf.training.prior_measures import TIMESTEPS, linear_noise_errors, noise_errors
 from tiny_cases import plane_views
 
 
@@ -165,3 +165,11 @@ def test_inference_loads_no_prior():
         "print([m for m in sys.modules if m in ('diffusers', 'transformers', 'idnerf.priors.stable_diffusion')])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_the_linear_yardstick_is_the_closed_form_for_white_latents(generator):
+    """Of unit variance and without correlation: e_hat = sqrt(1 - abar) z_t, whose error is abar."""
+    prior = GaussianPrior()
+    latents = torch.randn(4, 4, 40, 40, generator=generator)
+    expected = [float(prior.alphas_cumprod[t * prior.num_timesteps // 1000]) for t in TIMESTEPS]
+    assert linear_noise_errors(prior, latents) == pytest.approx(expected, rel=0.1, abs=0.01)

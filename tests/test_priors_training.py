@@ -15,10 +15,24 @@ from idnerf.data.procedural.config import ProceduralConfig
 from idnerf.data.procedural.files import save_scene
 from idnerf.data.procedural.generate import generate_scene
 from idnerf.errors import InputError
-from idnerf.priors.latent_diffusion import EncodedSources, SmallPriorConfig, load_small_prior, new_networks
+from idnerf.priors.latent_diffusion import (
+    EncodedSources,
+    SmallPriorConfig,
+    load_small_prior,
+    make_condition,
+    new_networks,
+)
 from idnerf.priors.prior import Condition
-from idnerf.training.prior_examples import autoencoder_crops, choose_views, cut_latents, window_side
-from idnerf.training.prior_scenes import photo_groups
+from idnerf.training import prior_examples
+from idnerf.training.prior_examples import (
+    EncodedGroups,
+    autoencoder_crops,
+    choose_views,
+    cut_latents,
+    latent_batch,
+    window_side,
+)
+from idnerf.training.prior_scenes import photo_groups, procedural_groups
 from idnerf.training.prior_trainer import PriorTrainerConfig, drop_parts, train_small_prior
 from idnerf.types import Views
 from tiny_cases import cameras_on_a_wall, photograph_plane, plane_views
@@ -154,6 +168,48 @@ def test_sources_are_the_nearest_and_bound_the_target_s_depth(generator):
     nearest = distances.argsort()[1:3]
     torch.testing.assert_close(source.latents, group.latents[nearest])
     assert camera.near == source.cameras.near.min() and camera.far == source.cameras.far.max()
+
+
+def test_view_aligned_features_are_computed_once_and_cut_to_the_window(run, config, monkeypatch):
+    prior = load_small_prior(str(run / "prior"))
+    groups = EncodedGroups(photo_groups(config.scenes, config.size, 5, 2)[0], prior, augment=True)
+    sweeps = []
+    inner = prior_examples.align_sources
+    monkeypatch.setattr(prior_examples, "align_sources", lambda *a: sweeps.append(1) or inner(*a))
+    for step in range(4):
+        batch = latent_batch(groups, 0, step, 2, (2, 2))
+        assert batch.aligned is not None and batch.aligned.shape[2:] == batch.latents.shape[2:]
+        known = make_condition(prior.tokens, batch.source, batch.target, batch.latents.shape[:1:-1], 4, batch.aligned)
+        anew = make_condition(prior.tokens, batch.source, batch.target, batch.latents.shape[:1:-1], 4)
+        assert torch.equal(known.tokens, anew.tokens) and torch.equal(known.map[:, :2], anew.map[:, :2])
+        # half precision; costs are averaged with their neighbours, which end at a window's edge
+        inside = (slice(None), slice(None), slice(1, -1), slice(1, -1))
+        torch.testing.assert_close(known.map[inside], anew.map[inside], atol=5e-3, rtol=5e-3)
+    done = len(sweeps)
+    latent_batch(groups, 0, 3, 2, (2, 2))
+    assert done <= 8 and len(sweeps) == done
+
+
+def test_networks_can_train_in_bfloat16(run, config, tmp_path):
+    """The same steps, but for rounding: every weight moves, and none far from where it goes in single precision."""
+    half = train_small_prior(
+        replace(config, out=tmp_path / "run", precision="bf16", measure_every=0), torch.device("cpu")
+    )
+    exact, rounded = state(run, "model/autoencoder."), state(half, "model/autoencoder.")
+    assert any(not torch.equal(exact[k], rounded[k]) for k in exact)
+    assert all(torch.isfinite(value).all() and value.dtype == torch.float32 for value in rounded.values())
+    lr = config.autoencoder_lr * config.autoencoder_steps  # AdamW's steps are at most about the rate
+    names = [k for k in exact if "quant_conv" not in k]  # those take up the latents' scale
+    assert max((exact[k] - rounded[k]).abs().max() for k in names) < 4 * lr
+
+
+def test_procedural_groups_shrink_what_the_pool_keeps(tmp_path):
+    whole, held_out = procedural_groups((32, 24), tmp_path, 1, 2)
+    half, held_out_half = procedural_groups((16, 12), tmp_path, 1, 2, shrink=2)
+    for large, small in ((whole.group(0), half.group(0)), (held_out.group(1), held_out_half.group(1))):
+        torch.testing.assert_close(small.images, torch.nn.functional.avg_pool2d(large.images, 2))
+        assert small.cameras.size == (16, 12)
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_crops_are_a_function_of_the_step():

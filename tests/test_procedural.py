@@ -527,7 +527,7 @@ def test_saved_scene_reads_back(tmp_path):
 def test_bad_config_is_named_in_one_line(field):
     with pytest.raises(InputError) as error:
         ProceduralConfig(**field)
-    assert next(iter(field)) in str(error.value) and "\n" not in str(error.value)
+    assert next(iter(field)).replace("_", "-") in str(error.value) and "\n" not in str(error.value)
 
 
 def test_missing_pool_file_says_so(tmp_path):

@@ -437,3 +437,17 @@ def test_a_latent_is_added_to_trained_weights(tmp_path):
     for weights, wanted in (("latent", TINY_MODELS["cascade"]), ("plain", with_latent("paper", "pixel"))):
         with pytest.raises(InputError, match="cannot be extended"):
             IDNeRF.extending(tmp_path / f"{weights}.safetensors", wanted)
+
+
+def test_the_added_parts_alone_can_be_trained(tmp_path):
+    torch.manual_seed(4)
+    IDNeRF(TINY_MODELS["cascade"]).save(tmp_path / "plain.safetensors", half=False)
+    config = tiny_training(tmp_path / "run", init=str(tmp_path / "plain.safetensors"), extend=True, only_added=True)
+    start = {name: value.clone() for name, value in trainer.start_model(config).state_dict().items()}
+    trainer.train(replace(config, steps=2), PlaneScenes(), [])
+    tensors, _ = read_tensors(tmp_path / "run" / "training_state.safetensors")
+    moved = {k for k, value in start.items() if not torch.equal(value, tensors[f"model/{k}"])}
+    assert moved and all(name.startswith(("core.latent.", "core.view_refinement.")) for name in moved)
+    assert any(name.startswith("core.latent.") for name in moved)
+    with pytest.raises(InputError, match="--only-added"):
+        replace(config, extend=False)

@@ -22,6 +22,7 @@ import two_processes
 from idnerf.checkpoint import read_tensors
 from idnerf.config import PRESETS, DTUTraining, ProceduralTraining, run_training
 from idnerf.data.procedural.config import ProceduralConfig
+from idnerf.data.procedural.generate import generate_scene
 from idnerf.errors import InputError
 from idnerf.geometry.projection import project
 from idnerf.models.cascade import CascadeConfig
@@ -62,6 +63,7 @@ from idnerf.training.procedural_scenes import (
     ProceduralScenesConfig,
     draw_example,
     held_out_examples,
+    shrunk_scene,
 )
 from idnerf.training.score_distillation import GuidanceConfig
 from idnerf.training.state import STATE_FILE, load_state, save_state
@@ -537,7 +539,7 @@ def test_an_interrupted_save_leaves_the_old_state_readable(tmp_path, monkeypatch
         raise OSError("no space left on device")
 
     monkeypatch.setattr("idnerf.checkpoint.save_file", half)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(InputError, match="no space"):
         save_state(path, 6, model, model.state_dict(), optimizer, {})
     assert load_state(path).step == 5
     assert [p.name for p in tmp_path.iterdir()] == [STATE_FILE]
@@ -665,6 +667,22 @@ def write_dtu_root(root: Path) -> Path:
 @pytest.fixture(scope="module")
 def dtu_root(tmp_path_factory) -> Path:
     return write_dtu_root(tmp_path_factory.mktemp("dtu"))
+
+
+def test_shrunk_scenes_keep_their_geometry():
+    """A pixel of the small picture shows what its pixels of the large one show, where they show it."""
+    scene = generate_scene(3, ProceduralConfig(size=(32, 24), num_views=2, complexity=(0.0, 0.0), supersample=1))
+    small = shrunk_scene(scene, 2)
+    assert small.views.cameras.size == (16, 12) and small.depth.shape == (2, 12, 16)
+    fine_pixels = scene.views.images[..., 6:8, 10:12]
+    torch.testing.assert_close(small.views.images[..., 3, 5], fine_pixels.mean((-2, -1)))
+    fine, coarse = scene.views.cameras[0], small.views.cameras[0]
+    point = torch.tensor([0.3, -0.2, 1.0])
+    torch.testing.assert_close((fine.K @ point)[:2] / 2, (coarse.K @ point)[:2])
+    assert torch.equal(small.depth, scene.depth[:, 1::2, 1::2])
+    assert shrunk_scene(scene, 1) is scene
+    with pytest.raises(InputError, match=r"--scenes.shrink: expected a divisor"):
+        ProceduralScenesConfig(scene=ProceduralConfig(size=(32, 24)), shrink=5)
 
 
 def test_dtu_examples_follow_the_pair_list(dtu_root):

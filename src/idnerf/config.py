@@ -83,7 +83,8 @@ PRESETS: dict[str, ProceduralTraining | DTUTraining] = {
         TrainerConfig(
             # our small prior knows pictures at 8 pixels a cell, whatever their size
             model=replace(ID_NERF, paper=replace(ID_NERF.paper, latent_size=None)),
-            guidance=GuidanceConfig(sds_weight=1.0, guidance_scale=3.0),
+            # the timesteps at which the small prior was measured to know more than a linear guess (docs/guidance.md)
+            guidance=GuidanceConfig(sds_weight=1.0, guidance_scale=1.0, weighting="clean", timesteps=(0.5, 0.98)),
             optimizer=replace(PAPER_OPTIMIZER, encoder_lr=2e-4, decoder_lr=5e-4, ema_decay=0.999),
             out=Path("runs/idnerf-procedural"),
         )

@@ -33,6 +33,9 @@ from idnerf.models.paper import PaperConfig, PaperModel
 from idnerf.rendering.renderer import render_in_tiles
 from idnerf.types import Cameras, RenderOutput, Views
 
+ADDED_PARTS = ("core.latent.", "core.view_refinement.", "core.encoder.mixing.")
+"""Names of the weights that can be added to trained ones."""
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -114,8 +117,7 @@ class IDNeRF(nn.Module, HubModel):
         expected = model.state_dict()
         fits = {name: tensor for name, tensor in tensors.items() if name in expected}
         unknown = [k for k in tensors if k not in expected or tensors[k].shape != expected[k].shape]
-        new = ("core.latent.", "core.view_refinement.", "core.encoder.mixing.")
-        missing = [k for k in expected if k not in tensors and not k.startswith(new)]
+        missing = [k for k in expected if k not in tensors and not k.startswith(ADDED_PARTS)]
         if unknown or missing:
             raise InputError(
                 f"{path} cannot be extended to these model options: {(unknown or missing)[0]} differs; only view "
@@ -214,13 +216,11 @@ class IDNeRF(nn.Module, HubModel):
 
         ``latent``: put in the place of the inferred one (``TargetLatent.with_values``: what does it do?).
         """
-        if isinstance(self.core, Cascade):
-            with self._mixed_precision():
-                target = self.core.fit_range(features, target, quality)
         latent = self.infer_latent(features, target) if latent is None else latent
         if isinstance(self.core, Cascade):
             core = self.core
             with self._mixed_precision():
+                target = core.fit_range(features, target, quality)
                 return render_in_tiles(
                     lambda tile: core.render_tile(features, tile, latent=latent, quality=quality), target
                 )

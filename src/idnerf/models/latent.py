@@ -16,7 +16,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from idnerf.errors import InputError
@@ -36,6 +36,11 @@ LATENT_MIDDLE = 0.5
 """z = 0.5 is the middle of a prior, which sees 2 z - 1: latents start there."""
 GLOBAL_CELLS = 16
 """A side of the grid that the `global` query pools the latent to: 16 x 16 cells, 256 numbers a channel."""
+
+UNMATCHED_VARIANCE = 0.08
+"""Colour variance (colours in [-1, 1]) assumed where fewer than two views look."""
+FIRST_SHARPNESS = 100.0
+"""By which the variance of agreeing views weighs planes before any training."""
 
 LatentQuery = Literal["none", "global", "pixel"]
 """How a sample reads the latent: not at all; all of it as one vector (the public code); at its ray's own pixel."""
@@ -187,6 +192,9 @@ class FrustumLatentInference(nn.Module):
     plane, together with the view's ray there; mean and variance over the views that see the point are the scene latent
     in the target's frustum, which is convolved with the target's own ray map (stage 2).
 
+    The sources' colours take a short way besides: blended over the planes by how well the views agree there, they meet
+    the last layer as they are. Without it a short training ends in one and the same latent for every scene.
+
     The encoder's features are detached: score distillation trains this network and nothing else.
 
     Args:
@@ -205,9 +213,10 @@ class FrustumLatentInference(nn.Module):
         self.per_view = nn.Sequential(LocalConvBlock(3 + feature_channels, 32), LocalConvBlock(32, width))
         self.on_plane = nn.Linear(width + 6, width)
         self.target = nn.Sequential(
-            LocalConvBlock(planes * (2 * width + 1) + 6, 64), LocalConvBlock(64, 64), LocalConvBlock(64, 32)
+            LocalConvBlock(planes * (2 * width + 1) + 6 + 3, 64), LocalConvBlock(64, 64), LocalConvBlock(64, 32)
         )
-        self.head = latent_head(32)
+        self.log_sharpness = nn.Parameter(torch.tensor(math.log(FIRST_SHARPNESS)))
+        self.head = latent_head(32 + 3)
 
     def view_maps(
         self,
@@ -218,8 +227,9 @@ class FrustumLatentInference(nn.Module):
         batch, view, height4, width4, _ = features.shape
         right, bottom = width4 * self.scale - images.shape[-1], height4 * self.scale - images.shape[-2]
         small = F.avg_pool2d(F.pad(images.flatten(0, 1), (0, right, 0, bottom), mode="replicate"), self.scale)
-        x = torch.cat([small * 2 - 1, features.detach().flatten(0, 1).permute(0, 3, 1, 2)], 1)
-        return self.per_view(x).permute(0, 2, 3, 1).contiguous().unflatten(0, (batch, view))
+        colours = small * 2 - 1
+        x = torch.cat([colours, features.detach().flatten(0, 1).permute(0, 3, 1, 2)], 1)
+        return torch.cat([self.per_view(x), colours], 1).permute(0, 2, 3, 1).contiguous().unflatten(0, (batch, view))
 
     def forward(
         self, maps: Float[Tensor, "batch view height4 width4 channel"], source: Cameras, target: Cameras
@@ -240,6 +250,7 @@ class FrustumLatentInference(nn.Module):
         looked_up = bilinear_lookup(maps.flatten(0, 1), positions.flatten(0, 1) / self.scale).unflatten(
             0, (batch, view)
         )
+        looked_up, colours = looked_up.split([looked_up.shape[-1] - 3, 3], -1)
         origins = source.centers[:, :, None].expand_as(everywhere)
         directions = F.normalize(everywhere - origins, dim=-1)
         on_plane = F.leaky_relu(self.on_plane(torch.cat([looked_up, origins, directions], -1)), 0.01)
@@ -248,7 +259,20 @@ class FrustumLatentInference(nn.Module):
         merged = torch.cat([mean, variance, share], -1).unflatten(1, (self.planes, down, across))
         merged = merged.permute(0, 1, 4, 2, 3).flatten(1, 2)
         own = torch.cat([rays.origins, rays.directions], -1).transpose(1, 2).unflatten(-1, (down, across))
-        return TargetLatent(self.head(self.target(torch.cat([merged, own], 1))), cameras)
+        colour = self.agreed_colour(colours, seen).transpose(1, 2).unflatten(-1, (down, across))
+        x = self.target(torch.cat([merged, own, colour], 1))
+        return TargetLatent(self.head(torch.cat([x, colour], 1)), cameras)
+
+    def agreed_colour(
+        self, colours: Float[Tensor, "batch view point 3"], seen: Bool[Tensor, "batch view point"]
+    ) -> Float[Tensor, "batch cell 3"]:
+        """Mean colours blended over the planes, sharply by the variance over the views; a point is a plane's cell."""
+        mean, variance = masked_mean_and_variance(colours, seen)
+        count = seen.sum(1)
+        cost = torch.where(count >= 2, variance.sum(-1), UNMATCHED_VARIANCE)
+        score = torch.where(count > 0, -cost * self.log_sharpness.exp(), -1e4)  # what no view sees says nothing
+        weights = torch.softmax(score.unflatten(1, (self.planes, -1)), 1)
+        return (weights[..., None] * mean.unflatten(1, (self.planes, -1))).sum(1)
 
 
 class LatentToken(nn.Module):

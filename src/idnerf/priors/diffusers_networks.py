@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from idnerf.errors import InputError
+from idnerf.priors.autoencoder_start import start_at_block_means
 from idnerf.priors.model_source import ModelSource, hub_error
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
@@ -36,9 +37,8 @@ def diffusers() -> Any:
 def build_autoencoder(widths: tuple[int, ...]) -> nn.Module:
     """An untrained ``AutoencoderKL``: 4 latent channels, one halving per width but the last (four widths make /8).
 
-    Few groups in its normalisation: with as many as the 8 channels of the finest level, colours and contrast would be
-    normalised away. Its latents start with little noise (standard deviation exp(-2.5)), or it would first have to learn
-    that.
+    It starts at block means (``autoencoder_start``), for which its normalisation has one group. Its latents start with
+    little noise (standard deviation exp(-2.5)), or it would first have to learn that.
     """
     network = diffusers().AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * len(widths),
@@ -46,10 +46,11 @@ def build_autoencoder(widths: tuple[int, ...]) -> nn.Module:
         block_out_channels=tuple(widths),
         layers_per_block=1,
         latent_channels=4,
-        norm_num_groups=2,
+        norm_num_groups=1,
         mid_block_add_attention=False,
         scaling_factor=1.0,
     )
+    start_at_block_means(network)
     with torch.no_grad():
         network.quant_conv.bias[4:] -= 5.0
     return network

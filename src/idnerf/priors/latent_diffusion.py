@@ -174,7 +174,12 @@ class SmallPrior(NetworkPrior):
 
 
 def make_condition(
-    tokens: SourceTokens, source: EncodedSources, target: Cameras, size: tuple[int, int], planes: int
+    tokens: SourceTokens,
+    source: EncodedSources,
+    target: Cameras,
+    size: tuple[int, int],
+    planes: int,
+    aligned: Float[Tensor, "batch aligned_channel height width"] | None = None,
 ) -> Condition:
     """Tokens, and the map: target rays (2), then the aligned features (zeros if ``planes`` is 0).
 
@@ -184,14 +189,15 @@ def make_condition(
         source: [batch view].
         target: [batch] cameras.
         size: (width, height) of the latents, which span the target image.
+        aligned: the aligned features, where they are known already.
     """
     h, w = source.latents.shape[-2:]
     thumbnails = shrink(source.thumbnails.flatten(0, 1), (w, h)).unflatten(0, source.latents.shape[:2])
     rays = relative_ray_maps(source.cameras, target, (w, h))
     place = target_ray_map(target, size)
-    if planes:
+    if aligned is None and planes:
         aligned = align_sources(source.thumbnails, source.latents, source.cameras, target, size, planes)
-    else:
+    if aligned is None:
         aligned = place.new_zeros(len(place), ALIGNED_CHANNELS, *place.shape[2:])
     return Condition(tokens(source.latents, thumbnails, rays), torch.cat([place, aligned], 1))
 

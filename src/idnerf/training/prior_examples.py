@@ -10,6 +10,7 @@ from torch import Tensor
 from idnerf.data.view_selection import target_bounds
 from idnerf.geometry.cameras import crop, view_distances
 from idnerf.priors.latent_diffusion import FACTOR, EncodedSources, SmallPrior
+from idnerf.priors.view_alignment import ALIGNED_CHANNELS, align_sources
 from idnerf.training.examples import Example, draw_int, recolour, seeded
 from idnerf.training.prior_scenes import ViewGroups
 from idnerf.types import Cameras, Views, stack_cameras
@@ -18,15 +19,21 @@ CROPS_PER_GROUP = 4
 """Crops taken from each scene that is read for an autoencoder step: reading costs as much as four crops."""
 CACHED_GROUPS = 4000
 """Encoded scenes kept in memory, about 0.2 MB each."""
+CACHED_TARGETS = 30_000
+"""View-aligned features of targets kept in memory, about 13 kB each."""
 
 
 @dataclass(frozen=True)
 class LatentBatch:
-    """Target latents [batch], their cameras (of the window that the latents span), and the encoded sources."""
+    """Target latents [batch], their cameras (of the window that the latents span), and the encoded sources.
+
+    ``aligned``: the sources reprojected into the target (``align_sources``); None where nobody has computed them yet.
+    """
 
     latents: Float[Tensor, "batch 4 height width"]
     target: Cameras
     source: EncodedSources
+    aligned: Float[Tensor, "batch aligned_channel height width"] | None = None
 
 
 def autoencoder_crops(
@@ -48,11 +55,16 @@ def autoencoder_crops(
 
 
 class EncodedGroups:
-    """Groups encoded by a frozen autoencoder, recoloured (each always the same way), the last ones kept in memory."""
+    """Groups encoded by a frozen autoencoder, recoloured (each always the same way), the last ones kept in memory.
+
+    So are the view-aligned features of whole targets: their plane sweep costs twice the U-Net's step. That is why a
+    target always has the same sources, as long as their number is the same.
+    """
 
     def __init__(self, groups: ViewGroups, prior: SmallPrior, *, augment: bool):
         self.groups, self.prior, self.augment = groups, prior, augment
         self._kept: OrderedDict[int, EncodedSources] = OrderedDict()
+        self._aligned: OrderedDict[tuple[int, int, int], Tensor] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -78,6 +90,25 @@ class EncodedGroups:
         kept = self._kept[index]
         return EncodedSources(kept.latents.float(), kept.thumbnails.float(), kept.cameras)
 
+    @torch.no_grad()
+    def example(
+        self, index: int, target: int, num_sources: int
+    ) -> tuple[Float[Tensor, "4 h w"], Cameras, EncodedSources, Float[Tensor, "aligned_channel h w"]]:
+        """A whole target of a group: its latents and camera, its sources, and their view-aligned features."""
+        group = self.group(index)
+        latents, camera, source = choose_views(group, target, num_sources, seeded(index, target, num_sources, 16))
+        key = (index, target, num_sources)
+        if key not in self._aligned:
+            size = (latents.shape[-1], latents.shape[-2])
+            planes, batch = self.prior.config.planes, stack_sources([source])
+            aligned = align_sources(
+                batch.thumbnails, batch.latents, batch.cameras, stack_cameras([camera]), size, planes
+            )
+            self._aligned[key] = aligned[0].half()
+            if len(self._aligned) > CACHED_TARGETS:
+                self._aligned.popitem(last=False)
+        return latents, camera, source, self._aligned[key].float()
+
 
 def latent_batch(
     groups: EncodedGroups, seed: int, step: int, batch_size: int, source_views: tuple[int, int]
@@ -89,20 +120,24 @@ def latent_batch(
     num_sources = draw_int(*source_views, generator)
     whole = draw_int(0, 1, generator)
     share = torch.rand(2, generator=generator)
-    latents, cameras, sources = [], [], []
+    latents, cameras, sources, features = [], [], [], []
     for _ in range(batch_size):
-        group = groups.group(draw_int(0, len(groups) - 1, generator))
-        target = draw_int(0, len(group.latents) - 1, generator)
-        encoded, camera, source = choose_views(group, target, num_sources, generator)
+        index = draw_int(0, len(groups) - 1, generator)
+        target = draw_int(0, len(groups.group(index).latents) - 1, generator)
+        encoded, camera, source, aligned = groups.example(index, target, num_sources)
         height, width = encoded.shape[-2:]
         if not whole:
             h, w = window_side(height, float(share[0])), window_side(width, float(share[1]))
             top, left = draw_int(0, height - h, generator), draw_int(0, width - w, generator)
-            encoded, camera = cut_latents(encoded, camera, (left, top), (w, h))
+            both, camera = cut_latents(torch.cat([encoded, aligned]), camera, (left, top), (w, h))
+            encoded, aligned = both.split([len(encoded), ALIGNED_CHANNELS])
         latents.append(encoded)
         cameras.append(camera)
         sources.append(source)
-    return LatentBatch(torch.stack(latents), stack_cameras(cameras), stack_sources(sources))
+        features.append(aligned)
+    return LatentBatch(
+        torch.stack(latents), stack_cameras(cameras), stack_sources(sources), aligned=torch.stack(features)
+    )
 
 
 def choose_views(
@@ -125,8 +160,8 @@ def window_side(whole: int, share: float, fewest: int = 8) -> int:
 
 
 def cut_latents(
-    latents: Float[Tensor, "4 height width"], camera: Cameras, corner: tuple[int, int], size: tuple[int, int]
-) -> tuple[Float[Tensor, "4 h w"], Cameras]:
+    latents: Float[Tensor, "channel height width"], camera: Cameras, corner: tuple[int, int], size: tuple[int, int]
+) -> tuple[Float[Tensor, "channel h w"], Cameras]:
     """A window of latents at ``corner`` (left, top) of ``size`` (width, height), in latents, and its camera."""
     (left, top), (w, h) = corner, size
     step_x, step_y = camera.width / latents.shape[-1], camera.height / latents.shape[-2]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -62,6 +63,24 @@ def noise_errors(
     return NoiseErrors(**{name: tuple(values) for name, values in errors.items()})
 
 
+@torch.no_grad()
+def linear_noise_errors(prior: Prior, latents: Float[Tensor, "batch 4 height width"], seed: int = 0) -> list[float]:
+    """What a prior has to beat: the errors of ``noise_errors`` of the best linear function of the 3x3 noisy latents
+    around each cell. It is fitted to the very latents it is measured on; predicting zero would have an error of 1.
+    """
+    errors = []
+    for timestep in TIMESTEPS:
+        noise = torch.randn(latents.shape, generator=seeded(seed, timestep)).to(latents.device)
+        t = torch.full((len(latents),), timestep * prior.num_timesteps // 1000, device=latents.device)
+        z_t = prior.add_noise(latents, noise, t)
+        around = F.unfold(F.pad(z_t, (1, 1, 1, 1), mode="replicate"), 3).transpose(1, 2).flatten(0, 1)
+        x = torch.cat([around, around.new_ones(len(around), 1)], 1).double()
+        y = noise.flatten(2).transpose(1, 2).flatten(0, 1).double()
+        ridge = 1e-6 * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+        errors.append(float((y - x @ torch.linalg.solve(x.T @ x + ridge, x.T @ y)).square().mean()))
+    return errors
+
+
 def measured_batches(groups: EncodedGroups) -> list[LatentBatch]:
     """The first ``MEASURED_TARGETS`` views of every held-out group as targets, each from its nearest other views."""
     encoded = [groups.group(index) for index in range(len(groups))]
@@ -91,8 +110,11 @@ def batch_condition(prior: SmallPrior, batch: LatentBatch, *, view_aligned: bool
 
 
 def measure_conditioning(prior: SmallPrior, batches: Sequence[LatentBatch]) -> dict[str, float]:
-    """``NoiseErrors`` of the view-aligned condition and of the tokens alone, means over the batches."""
+    """``NoiseErrors`` of the view-aligned condition and of the tokens alone, means over the batches; and what the best
+    linear function of the noisy latents attains."""
     values: dict[str, float] = {}
+    linear = [linear_noise_errors(prior, b.latents.to(prior.device), seed=n) for n, b in enumerate(batches)]
+    values["linear_noise_mse"] = sum(sum(errors) for errors in linear) / (len(batches) * len(TIMESTEPS))
     for name, view_aligned in (("aligned", True), ("tokens", False)):
         errors = [
             noise_errors(
@@ -149,6 +171,6 @@ def first_items(condition: Condition, count: int) -> Condition:
 
 def grid(pictures: Float[Tensor, "row column 3 height width"], gap: int = 4) -> Float[Tensor, "3 grid_h grid_w"]:
     """Rows and columns of pictures on white, ``gap`` pixels apart."""
-    padded = torch.nn.functional.pad(pictures, (0, gap, 0, gap), value=1.0)
+    padded = F.pad(pictures, (0, gap, 0, gap), value=1.0)
     row, column, _, height, width = padded.shape
     return padded.permute(2, 0, 3, 1, 4).reshape(3, row * height, column * width)[:, :-gap, :-gap].clamp(0, 1)

@@ -10,7 +10,7 @@ from idnerf.data.procedural.generate import generate_scene
 from idnerf.data.scene import Scene
 from idnerf.data.view_selection import nearest_indices
 from idnerf.errors import InputError
-from idnerf.training.procedural_scenes import HELD_OUT_SEED, ProceduralScenes, ProceduralScenesConfig
+from idnerf.training.procedural_scenes import HELD_OUT_SEED, ProceduralScenes, ProceduralScenesConfig, shrunk_scene
 from idnerf.types import Views
 
 GROUP_VIEWS = 6
@@ -47,6 +47,7 @@ class HeldOutProcedural:
 
     config: ProceduralConfig
     count: int
+    shrink: int = 1
 
     def __len__(self) -> int:
         return self.count
@@ -56,7 +57,7 @@ class HeldOutProcedural:
         config = ProceduralConfig(
             size=self.config.size, num_views=self.config.num_views, rig=self.config.rig, complexity=(level, level)
         )
-        return generate_scene(HELD_OUT_SEED + index, config).views
+        return shrunk_scene(generate_scene(HELD_OUT_SEED + index, config), self.shrink).views
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,12 @@ class PhotoGroups:
 
 
 def procedural_groups(
-    size: tuple[int, int], pool: Path | None, count: int, held_out: int
+    size: tuple[int, int], pool: Path | None, count: int, held_out: int, shrink: int = 1
 ) -> tuple[ProceduralGroups, HeldOutProcedural]:
-    """Procedural scenes to train on and to measure on."""
-    scene = ProceduralConfig(size=size, num_views=GROUP_VIEWS)
-    config = ProceduralScenesConfig(scene=scene, pool=pool, start_scenes=count, max_scenes=count)
-    return ProceduralGroups(ProceduralScenes(config)), HeldOutProcedural(scene, held_out)
+    """Procedural scenes of ``size`` to train on and to measure on, rendered ``shrink`` times as large."""
+    scene = ProceduralConfig(size=(size[0] * shrink, size[1] * shrink), num_views=GROUP_VIEWS)
+    config = ProceduralScenesConfig(scene=scene, pool=pool, start_scenes=count, max_scenes=count, shrink=shrink)
+    return ProceduralGroups(ProceduralScenes(config)), HeldOutProcedural(scene, held_out, shrink)
 
 
 def photo_groups(root: Path, size: tuple[int, int], fewest: int, held_out: int) -> tuple[PhotoGroups, PhotoGroups]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Int64
 from torch import Tensor
 
@@ -16,9 +17,9 @@ from idnerf.data.procedural.generate import generate_scene
 from idnerf.data.procedural.pool import pack_scene, scene_path, unpack_scene
 from idnerf.data.seen import count_seen
 from idnerf.errors import InputError
-from idnerf.geometry.cameras import view_distances
+from idnerf.geometry.cameras import resize, view_distances
 from idnerf.training.examples import Example, bounds_from_sources, draw_int
-from idnerf.types import Cameras
+from idnerf.types import Cameras, Views
 
 HELD_OUT_SEED = 1_000_000_000
 """Seeds from here on are never trained on."""
@@ -42,15 +43,19 @@ class ProceduralScenesConfig:
     """No more scenes than this are made."""
     ramp_scenes: int = 400
     """Number of scenes over which complexity rises from the easy third to its full range."""
+    shrink: int = 1
+    """Scenes are shrunk by this factor along each side once they are read: trials at half size, from the same pool."""
 
     def __post_init__(self) -> None:
-        for name in ("start_scenes", "max_scenes"):
+        for name in ("start_scenes", "max_scenes", "shrink"):
             if getattr(self, name) < 1:
                 raise InputError(f"--scenes.{name.replace('_', '-')}: expected at least 1, got {getattr(self, name)}")
         if self.pool is not None and self.pool.exists() and not self.pool.is_dir():
             raise InputError(f"--scenes.pool: expected a folder, {self.pool} is a file; give another")
         if not self.reuse > 0:
             raise InputError(f"--scenes.reuse: expected a number above 0, got {self.reuse}")
+        if any(side % self.shrink for side in self.scene.size):
+            raise InputError(f"--scenes.shrink: expected a divisor of {self.scene.size}, got {self.shrink}")
         if not 0 <= self.first_seed <= HELD_OUT_SEED - self.max_scenes:
             raise InputError(
                 f"--scenes.first-seed: expected 0 to {HELD_OUT_SEED - self.max_scenes} with {self.max_scenes} scenes "
@@ -74,7 +79,7 @@ class ProceduralScenes:
         """Scene number ``index``, from the pool where it is there; else generated, and kept there."""
         seed = self.config.first_seed + index
         if self.config.pool is None:
-            return generate_scene(seed, self.scene_config(index))
+            return shrunk_scene(generate_scene(seed, self.scene_config(index)), self.config.shrink)
         path = scene_path(self.config.pool, seed)
         if not path.is_file():
             pack_scene(generate_scene(seed, self.scene_config(index)), path)
@@ -85,7 +90,7 @@ class ProceduralScenes:
                 f"--scenes.pool: {path} has {len(scene.views)} views of {width}x{height}, the training asks for "
                 f"{wanted.num_views} of {wanted.size[0]}x{wanted.size[1]}; give another folder"
             )
-        return scene
+        return shrunk_scene(scene, self.config.shrink)
 
     def example(self, item: int, num_sources: int, generator: torch.Generator) -> Example:
         """A target view and ``num_sources`` of its nearest views; scenes join one by one as items go on.
@@ -97,6 +102,18 @@ class ProceduralScenes:
         first = 0 if torch.rand((), generator=generator) < 0.5 else known * 3 // 4
         scene = self.scene(draw_int(first, known - 1, generator))
         return draw_example(scene, num_sources, generator)
+
+
+def shrunk_scene(scene: ProceduralScene, factor: int) -> ProceduralScene:
+    """The scene at 1/``factor`` of its size along each side, a divisor of both.
+
+    Colours are means. Depths at edges must not be, so they are those half a fine pixel from the new centres.
+    """
+    if factor == 1:
+        return scene
+    images, middle = F.avg_pool2d(scene.views.images, factor), factor // 2
+    cameras = resize(scene.views.cameras, (images.shape[-1], images.shape[-2]))
+    return replace(scene, views=Views(images, cameras), depth=scene.depth[:, middle::factor, middle::factor])
 
 
 def draw_example(scene: ProceduralScene, num_sources: int, generator: torch.Generator) -> Example:

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from idnerf.checkpoint import read_tensors, write_tensors
 from idnerf.errors import InputError
-from idnerf.models.idnerf import IDNeRF, ModelConfig, config_to_json
+from idnerf.models.idnerf import ADDED_PARTS, IDNeRF, ModelConfig, config_to_json
 from idnerf.models.paper import PaperModel
 from idnerf.models.published import initialise_encoder
 from idnerf.priors.prior import load_prior
@@ -65,6 +65,8 @@ class TrainerConfig:
     """Weights to start from (a file, a hub id, `default`); the optimizer starts afresh."""
     extend: bool = False
     """Keep the model options given here rather than those of `--init`: adds a latent to weights trained without."""
+    only_added: bool = False
+    """With `--extend`: train the added parts only, the weights of `--init` stay as they are."""
     encoder_init: Path | None = None
     """GMFlow weights from `idnerf convert` for the encoder of the `paper` configuration."""
     steps: int = 20_000
@@ -109,6 +111,8 @@ class TrainerConfig:
                 raise InputError(f"--{name.replace('_', '-')}: expected 0 or more, got {getattr(self, name)}")
         if not 0 <= self.fast_share <= 1:
             raise InputError(f"--fast-share: expected a share in [0, 1], got {self.fast_share}")
+        if self.only_added and not (self.init and self.extend):
+            raise InputError("--only-added: expected --init WEIGHTS --extend with it")
         low, high = self.source_views
         if not 2 <= low <= high:
             raise InputError(f"--source-views: expected 2 <= fewest <= most, got {low} {high}")
@@ -250,7 +254,13 @@ def start_model(config: TrainerConfig) -> IDNeRF:
     """A new model, or the weights that ``init`` names, with their own options or extended to those given."""
     if config.init is None:
         return IDNeRF(config.model)
-    return IDNeRF.extending(config.init, config.model) if config.extend else IDNeRF.from_pretrained(config.init)
+    if not config.extend:
+        return IDNeRF.from_pretrained(config.init)
+    model = IDNeRF.extending(config.init, config.model)
+    if config.only_added:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.startswith(ADDED_PARTS))
+    return model
 
 
 def start_guidance(config: TrainerConfig, model: IDNeRF, device: torch.device | str) -> ScoreDistillation | None:
