@@ -249,7 +249,7 @@ def report(scene) -> dict:
 def test_report_has_the_agreed_keys(report):
     row = ["views", "scenes", "mean"]
     assert list(report) == [
-        "idnerf", "protocol", "weights", "weights_sha256", "num_sources", "quality", "size", "crop", "device", *row,
+        "idnerf", "protocol", "weights", "weights_sha256", "quality", "num_sources", "size", "crop", "device", *row,
         "references", "notes",
     ]  # fmt: skip
     assert report["idnerf"] == idnerf.__version__ and report["size"] == [40, 30] and report["crop"] == 1.0
