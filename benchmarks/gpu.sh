@@ -14,5 +14,7 @@ python benchmarks/scale.py --device cuda --results "$out/scale.jsonl" --out "$ou
 start=(--init default)
 [ -f "$out/run/training_state.safetensors" ] && start=(--resume "$out/run")
 timeout --signal=INT "${minutes}m" python -m idnerf.cli train cascade-procedural --device cuda --out "$out/run" \
-  "${start[@]}" --batch-size 8 --tile 192 144 --workers 14 --save-every 200 --validate-every 1000 || true
+  "${start[@]}" --batch-size 8 --tile 192 144 --workers 14 --save-every 200 --validate-every 1000 --precision bf16 \
+  --optimizer.encoder-lr 4e-4 --optimizer.decoder-lr 5e-4 --loss.mse 10 --loss.depth-distribution 0.12 \
+  --loss.depth 0.6 || true  # rates and losses of the default weights (docs/training.md)
 ls -l "$out/run"

@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from idnerf import load_scene
+from idnerf.data.procedural.config import ProceduralConfig
+from idnerf.data.procedural.generate import generate_scene
 from idnerf.evaluation.metrics import psnr
+from idnerf.geometry.rays import pixel_centers
 from idnerf.models.depth_range import BEYOND, FEWEST_VOTES, STEP, votes, widened
 from idnerf.models.frustum_volume import DepthDistribution
 from idnerf.models.idnerf import IDNeRF
@@ -23,7 +26,7 @@ def test_a_bound_moves_only_for_enough_votes_and_then_past_them(nearer):
 
     def after(count: int) -> float:
         depths = torch.tensor([outside] * count + [inside] * (1000 - count)).sort().values
-        return float(widened(depths, bound, nearer))
+        return float(widened(depths, bound, 1000, nearer))
 
     assert after(0) == after(few) == 4.0
     moved = after(many)
@@ -35,8 +38,9 @@ def test_a_bound_moves_only_for_enough_votes_and_then_past_them(nearer):
 
 def test_votes_within_the_tolerance_do_not_move_it_and_no_votes_neither():
     bound = torch.tensor(4.0)
-    assert float(widened(torch.full((50,), 4.0 / BEYOND + 1e-3), bound, nearer=True)) == 4.0
-    assert float(widened(torch.empty(0), bound, nearer=False)) == 4.0
+    assert float(widened(torch.full((50,), 4.0 / BEYOND + 1e-3), bound, 50, nearer=True)) == 4.0
+    assert float(widened(torch.empty(0), bound, 50, nearer=False)) == 4.0
+    assert float(widened(torch.full((5,), 9.0), bound, 1000, nearer=False)) == 4.0  # all that vote, but hardly any do
 
 
 def test_only_peaked_cells_away_from_the_ends_vote():
@@ -69,3 +73,16 @@ def test_the_default_weights_see_what_a_wrong_range_leaves_out():
     assert psnr(model.render(source, wrong).rgb, truth) > good - 1.5
     as_given = model.core.render_tile(features, wrong[None]).rgb[0]
     assert psnr(as_given, truth) < good - 1.5  # what it would have cost
+
+
+@torch.no_grad()
+def test_an_even_backdrop_does_not_widen_the_range():
+    """Behind an object on white every depth agrees; a range that holds the object is left as it is."""
+    model = IDNeRF.from_pretrained()
+    scene = generate_scene(3, ProceduralConfig(size=(240, 180), num_views=4, rig="inward"))
+    near, far = scene.views.cameras.near.min(), scene.views.cameras.far.max()
+    disc = (pixel_centers((240, 180)) - torch.tensor([120.0, 90.0])).norm(dim=-1) < 60
+    white = replace(scene.views, images=torch.where(disc, scene.views.images, 1.0))
+    target = white.cameras[0].with_bounds(near, far)
+    fitted = model.core.fit_range(model.encode(white[1:][None]), target[None])
+    assert float(fitted.far) <= STEP**2 * float(far)

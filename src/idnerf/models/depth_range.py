@@ -1,6 +1,6 @@
 """A depth range that leaves surfaces out ruins a picture: look beyond it before rendering, and widen it where needed.
 
-given near, far --widen by REACH--> coarse volume at a sixteenth of the pixels --confident cells vote--> near, far
+given near, far --widen by REACH--> coarse volume at a sixteenth of the pixels --cells that are sure vote--> near, far
 
 Near and far of own photos are guesses, and a surface outside them cannot be rendered in its place. The votes only
 widen: a range that is too wide costs at most a tenth of a decibel (docs/limits.md), and a right one stays as it is.
@@ -10,10 +10,19 @@ import math
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from idnerf.geometry.cameras import resize
+from idnerf.geometry.projection import (
+    bilinear_lookup,
+    frustum_homography,
+    homography_rays,
+    safe_depth,
+    visible,
+)
+from idnerf.geometry.rays import pixel_centers
 from idnerf.models.feature_pyramid import PyramidFeatures
 from idnerf.models.frustum_volume import DepthDistribution, FrustumVolume
 from idnerf.rendering.sampling import inverse_depth_planes
@@ -25,8 +34,13 @@ PROBE_SCALE = 4
 """The target is probed at this fraction of its size."""
 PEAKED = 0.6
 """Cells vote that have this much probability within two planes of their likeliest one."""
+TEXTURED = 0.03
+"""... and where every view that sees the likeliest point shows at least this standard deviation of colour around it: an
+even backdrop matches at any depth behind the object, and what the network says of it is a guess."""
+TEXTURE_WINDOW = 9
+"""Pixels of a photo along each side that this deviation is taken over."""
 FEWEST_VOTES = 0.01
-"""Share of the voting cells that must lie beyond the range to widen it."""
+"""Share of all cells that must vote for depths beyond the range to widen it."""
 BEYOND = 1.04
 """A vote lies beyond the range from this factor on: two planes of the coarse volume."""
 STEP = 1.15
@@ -52,13 +66,14 @@ def fitted_range(
     ratio = ((1 / wide.near - 1 / wide.far) / (1 / target.near - 1 / target.far)).max()
     count = max(2, min(round(planes * float(ratio)), 4 * planes))
     depths = 1 / inverse_depth_planes(wide.near, wide.far, count)  # batch plane, nearest first
-    likeliest, voting = votes(volume(features, source, wide, count))
-    found = depths.flatten(1).gather(1, likeliest.flatten(1))
+    likeliest, peaked = votes(volume(features, source, wide, count))
+    found = depths.gather(1, likeliest.flatten(1))
+    voting = peaked.flatten(1) & textured(features, source, wide, found)
     near, far = [], []
-    for depth, vote, low, high in zip(found, voting.flatten(1), target.near, target.far, strict=True):
+    for depth, vote, low, high in zip(found, voting, target.near, target.far, strict=True):
         chosen = depth[vote].sort().values
-        near.append(widened(chosen, low, nearer=True))
-        far.append(widened(chosen, high, nearer=False))
+        near.append(widened(chosen, low, len(vote), nearer=True))
+        far.append(widened(chosen, high, len(vote), nearer=False))
     return target.with_bounds(torch.stack(near), torch.stack(far))
 
 
@@ -77,14 +92,38 @@ def votes(
     return likeliest, (mass > PEAKED) & (likeliest > 0) & (likeliest < planes - 1)
 
 
-def widened(depths: Float[Tensor, "vote"], bound: Float[Tensor, ""], nearer: bool) -> Float[Tensor, ""]:
-    """``bound`` moved outwards, in whole steps, past all but half of the smallest share of votes that counts."""
-    if len(depths) == 0:
-        return bound
+def textured(
+    features: PyramidFeatures, source: Cameras, target: Cameras, depths: Float[Tensor, "batch cell"]
+) -> Bool[Tensor, "batch cell"]:
+    """Whether each cell's point at that depth lies on texture in all views that see it, two at least."""
+    scale = FrustumVolume.scale
+    colours = features.fine[..., -3:].flatten(0, 1).movedim(-1, 1)
+
+    def blurred(x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, TEXTURE_WINDOW, scale, TEXTURE_WINDOW // 2, count_include_pad=False)
+
+    deviation = (blurred(colours.square()) - blurred(colours).square()).mean(1).clamp_min(0).sqrt()
+    size = (target.width // scale, target.height // scale)
+    pixels = pixel_centers(size, target.device).reshape(-1, 2) * scale
+    A, b = frustum_homography(target, source)
+    moved = homography_rays(A, pixels) + b[:, :, None] / depths[:, None, :, None]
+    positions = moved[..., :2] / safe_depth(moved[..., 2:])
+    seen = visible(positions, moved[..., 2], source.size)
+    # a pooled cell is centred on every scale-th pixel
+    found = bilinear_lookup(deviation[..., None], (positions.flatten(0, 1) - 0.5) / scale + 0.5)
+    found = found[..., 0].unflatten(0, source.shape)
+    return torch.where(seen, found > TEXTURED, True).all(1) & (seen.sum(1) >= 2)
+
+
+def widened(depths: Float[Tensor, "vote"], bound: Float[Tensor, ""], cells: int, nearer: bool) -> Float[Tensor, ""]:
+    """``bound`` moved outwards, in whole steps, past all but half of the fewest votes that count among ``cells``.
+
+    ``depths`` ascend.
+    """
     beyond = depths < bound / BEYOND if nearer else depths > bound * BEYOND
-    if beyond.double().mean() < FEWEST_VOTES:
+    if beyond.sum() < max(1.0, FEWEST_VOTES * cells):
         return bound
-    index = int(len(depths) * FEWEST_VOTES / 2)
+    index = int(FEWEST_VOTES * cells / 2)
     reached = depths[index] if nearer else depths[-1 - index]
     steps = math.ceil(abs(math.log(float(reached / bound))) / math.log(STEP)) + 1
     return bound / STEP**steps if nearer else bound * STEP**steps
