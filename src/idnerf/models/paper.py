@@ -229,8 +229,11 @@ class PaperModel(nn.Module):
         depths = self.behaviour.sample_depths(target, pixels.shape[1], count, generator)
         parts = [(rays, depths, latent_token)]
         if torch.is_grad_enabled() and pixels.device.type == "cpu":
-            size = self._rays_per_chunk(*features.cameras.shape, LOOKUPS_PER_TRAINING_CHUNK)
-            parts = [_some_rays(*parts[0], slice(i, i + size)) for i in range(0, pixels.shape[1], size)]
+            batch, view = features.cameras.shape
+            size = self._rays_per_chunk(batch, view, LOOKUPS_PER_TRAINING_CHUNK)
+            parts = [
+                _some_rays(rays, depths, latent_token, slice(i, i + size)) for i in range(0, pixels.shape[1], size)
+            ]
         outputs = [self._composited(features, target, r, d, token, again=len(parts) > 1) for r, d, token in parts]
         if len(outputs) == 1:
             return outputs[0]
