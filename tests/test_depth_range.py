@@ -77,8 +77,10 @@ def test_the_default_weights_see_what_a_wrong_range_leaves_out():
 
 @torch.no_grad()
 def test_an_even_backdrop_does_not_widen_the_range():
-    """Behind an object on white every depth agrees; a range that holds the object is left as it is (without the rule about
-    texture, far grows to 2.3 times here)."""
+    """Behind an object on white every depth agrees; a range that holds the object is left as it is.
+
+    Without the rule about texture, far grows to 2.3 times here.
+    """
     model = IDNeRF.from_pretrained()
     scene = generate_scene(6, ProceduralConfig(size=(240, 180), num_views=4, rig="inward"))
     near, far = scene.views.cameras.near.min(), scene.views.cameras.far.max()
