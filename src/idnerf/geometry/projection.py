@@ -78,7 +78,7 @@ def bilinear_lookup(
     """Sample channels-last maps bilinearly at positions in *map* pixels (centres at +0.5), border values outside.
 
     On the CPU this is a four-tap ``embedding_bag``: same numbers as ``grid_sample(padding_mode="border",
-    align_corners=False)``, with a backward pass that is 4 times faster on many channels (benchmarks/NOTES.md).
+    align_corners=False)``, with a backward pass that is several times faster on many channels (benchmarks/NOTES.md).
     Gradients flow to ``maps`` only: sample positions come from known cameras and detached depths.
     """
     image, height, width, channel = maps.shape

@@ -3,7 +3,7 @@
 given near, far --widen by REACH--> coarse volume at a sixteenth of the pixels --cells that are sure vote--> near, far
 
 Near and far of own photos are guesses, and a surface outside them cannot be rendered in its place. The votes only
-widen: a range that is too wide costs at most a tenth of a decibel (docs/limits.md), and a right one stays as it is.
+widen, and only on texture: what widening a right range for nothing costs is in docs/limits.md.
 """
 
 import math
