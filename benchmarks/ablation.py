@@ -34,7 +34,7 @@ from idnerf.evaluation.lpips import Lpips, load_lpips
 from idnerf.evaluation.metrics import SSIM_WINDOW, psnr, ssim_map
 from idnerf.evaluation.report import write_report
 from idnerf.models.cascade import Cascade, CascadeConfig, Quality
-from idnerf.models.idnerf import IDNeRF, ModelConfig
+from idnerf.models.idnerf import IDNeRF, ModelConfig, read_weights
 from idnerf.models.latent import LATENT_MIDDLE, FrustumLatentInference, LatentQuery, TargetLatent
 from idnerf.models.paper import PaperConfig
 from idnerf.priors.prior import Prior, PriorConfig, load_prior, unet_latent
@@ -133,9 +133,10 @@ def training(
     preset = PRESETS["idnerf-procedural" if paper else "cascade-procedural"]
     assert isinstance(preset, ProceduralTraining)
     options = {"view_refinement": variant.refinement, "latent_query": variant.query}
+    base = CascadeConfig() if paper or budget.init is None else read_weights(budget.init)[3].cascade
     model = ModelConfig(
         variant.configuration,
-        cascade=CascadeConfig(**options),
+        cascade=replace(base, **options),
         paper=PaperConfig(samples_per_ray=budget.paper_samples, latent_size=None, **options),
     )
     guidance = replace(budget.guidance, prior=prior_config(budget, variant.view_aligned))

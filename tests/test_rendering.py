@@ -11,7 +11,7 @@ from idnerf.rendering.compositing import (
     compositing_weights,
 )
 from idnerf.rendering.renderer import grid_of_tiles, render_in_tiles, spans
-from idnerf.rendering.sampling import depths_linear, inverse_depth_planes, sample_histogram
+from idnerf.rendering.sampling import depths_linear, inverse_depth_planes, sample_bins, sample_histogram
 from idnerf.types import Cameras, RenderOutput
 
 
@@ -101,6 +101,19 @@ def test_sampling_inverts_the_cumulative_distribution(bins, rays, seed):
     bin_of = (positions * bins).floor().clamp(0, bins - 1).long()
     low, high = cdf.gather(-1, bin_of), cdf.gather(-1, bin_of + 1)
     torch.testing.assert_close(low + (positions * bins - bin_of) * (high - low), quantiles, atol=2e-3, rtol=0)
+
+
+def test_bins_of_any_width_hold_their_weights(generator):
+    edges = torch.tensor([0.0, 0.1, 0.15, 0.7, 1.0]).expand(3, -1)
+    weights = torch.rand(3, 4, generator=generator) + 0.05
+    quantiles = ((torch.arange(2000.0) + 0.5) / 2000).expand(3, -1)
+    positions, index = sample_bins(edges, weights, quantiles)
+    inside = (positions >= edges.gather(1, index)) & (positions <= edges.gather(1, index + 1))
+    assert inside.all() and (positions.diff(dim=1) >= 0).all()
+    shares = torch.stack([(index == k).float().mean(1) for k in range(4)], 1)
+    torch.testing.assert_close(shares, weights / weights.sum(1, keepdim=True), atol=2e-3, rtol=0)
+    even, _ = sample_bins(torch.linspace(0, 1, 5).expand(3, -1), weights, quantiles)
+    torch.testing.assert_close(even, sample_histogram(weights, quantiles))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -41,6 +41,7 @@ from idnerf.training.examples import (
     stack_examples,
 )
 from idnerf.training.losses import (
+    bin_cross_entropy,
     charbonnier,
     depth_histogram,
     inverse_depth_position,
@@ -172,6 +173,22 @@ def test_depth_histogram_has_two_peaks_at_an_edge_and_none_where_nothing_is_know
     torch.testing.assert_close(histogram[0, :, 0, 0], torch.tensor([0.25, 0, 0, 0, 0.75, 0]), atol=1e-4, rtol=0)
     torch.testing.assert_close(known, torch.tensor([[[0.5, 0.0]]]))
     assert histogram[0, :, 0, 1].abs().max() == 0
+
+
+def test_bin_cross_entropy_is_that_of_the_bin_each_pixel_lies_in(generator):
+    log_weights = torch.randn(2, 4, 3, 5, generator=generator).log_softmax(1)
+    edges = torch.cat([torch.zeros(2, 1, 3, 5), torch.rand(2, 3, 3, 5, generator=generator).sort(1).values], 1)
+    edges = torch.cat([edges, torch.ones(2, 1, 3, 5)], 1)
+    position = 1.4 * torch.rand(2, 6, 10, generator=generator) - 0.2  # some beyond either end
+    weight = (torch.rand(2, 6, 10, generator=generator) < 0.7).float()
+    expected, total = 0.0, 0.0
+    for b, y, x in weight.nonzero().tolist():
+        cell = (b, slice(None), y // 2, x // 2)
+        index = min(max(int((position[b, y, x] >= edges[cell]).sum()) - 1, 0), 3)
+        expected, total = expected - log_weights[cell][index].item(), total + 1
+    ours = bin_cross_entropy(log_weights, edges, position, weight)
+    assert ours.item() == pytest.approx(expected / total, rel=1e-5)
+    assert bin_cross_entropy(log_weights, edges, position, torch.zeros_like(weight)) == 0
 
 
 @pytest.mark.parametrize("planes", [1, 2, 7])

@@ -2,6 +2,7 @@
 
 source images --FeaturePyramid--> PyramidFeatures                      once per set of source views
 target tile   --FrustumVolume---> DepthDistribution at 1/4             once per tile
+              --MiddleStage-----> the same at 1/2, sharper
               --FineSamples-----> weights along the ray                8 samples a ray
               --ViewBlending----> blended colour
               --ImageRefinement-> colour, confidence
@@ -25,6 +26,7 @@ from idnerf.models.fine_samples import FineOutput, FineSamples
 from idnerf.models.frustum_volume import DepthDistribution, FrustumVolume
 from idnerf.models.image_refinement import ImageRefinement, confidence_of
 from idnerf.models.latent import FrustumLatentInference, LatentQuery, TargetLatent, check_latent_options
+from idnerf.models.middle_stage import MiddleOutput, MiddleStage
 from idnerf.models.view_blending import ViewBlending
 from idnerf.models.view_refinement import PixelRefinement
 from idnerf.types import Cameras, RenderOutput, Views
@@ -49,6 +51,10 @@ class CascadeConfig:
     """Matching features at 1/4."""
     coarse_groups: int = 8
     """Groups of the coarse group-wise similarity."""
+    middle_channels: int = 16
+    """Matching features at 1/2."""
+    middle_groups: int = 4
+    """Groups of the middle group-wise similarity."""
     fine_channels: int = 12
     """Matching features at full resolution (with the colour they fill 15 numbers, one cache line)."""
     fine_groups: int = 3
@@ -57,10 +63,14 @@ class CascadeConfig:
     """3D U-Net channels at strides 1, 2, 4, 8 of the coarse volume."""
     voxel_channels: int = 8
     """Features that the coarse volume hands to the samples."""
+    middle_widths: tuple[int, int] = (16, 32)
+    """3D U-Net channels at 1/2 and 1/4 of the middle stage."""
     token_width: int = 32
     """Channels of a sample token."""
     blend_width: int = 16
     """Hidden channels of the per-view blending weights."""
+    context_blending: bool = True
+    """Blend once more with the context of the image-space refinement."""
     refinement_widths: tuple[int, int, int] = (32, 48, 64)
     """Image-space refinement channels at scales 1, 1/2, 1/4."""
     view_refinement: bool = False
@@ -78,26 +88,30 @@ class CascadeConfig:
     """Inverse depths at which the latent looks the source views up."""
     planes: int = 48
     """Coarse inverse depths, quality `full`."""
+    middle_hypotheses: int = 12
+    """Depth hypotheses per half-resolution pixel, quality `full`; 0: no middle stage."""
     samples: int = 8
     """Samples per ray, quality `full`."""
     planes_fast: int = 32
     """Coarse inverse depths, quality `fast`."""
+    middle_hypotheses_fast: int = 8
+    """Depth hypotheses per half-resolution pixel, quality `fast`."""
     samples_fast: int = 4
     """Samples per ray, quality `fast`."""
 
     def __post_init__(self) -> None:
         check_latent_options(self.latent_query, self.view_refinement, self.latent_size, "model.cascade")
         for name, value in dataclasses.asdict(self).items():
-            if name in ("view_refinement", "latent_query", "latent_size"):
+            if name in ("view_refinement", "latent_query", "latent_size", "context_blending"):
                 continue
-            if name == "cross_view_layers":
+            if name in ("cross_view_layers", "middle_hypotheses"):
                 if value < 0:
                     raise InputError(f"--model.cascade.{flag(name)}: expected 0 or more, got {value}")
                 continue
             widths = value if isinstance(value, list | tuple) else [value]
             if not widths or min(widths) < 1:
                 raise InputError(f"--model.cascade.{flag(name)}: expected 1 or more, got {value}")
-        for part in ("coarse", "fine"):
+        for part in ("coarse", "middle", "fine"):
             channels, groups = getattr(self, f"{part}_channels"), getattr(self, f"{part}_groups")
             if channels % groups:
                 raise InputError(
@@ -125,6 +139,7 @@ class CascadeOutput:
     fine: FineOutput
     distribution: DepthDistribution
     error_scale: Float[Tensor, "batch height width"]
+    middle: MiddleOutput | None = None
     latent: TargetLatent | None = None
 
 
@@ -147,6 +162,14 @@ class Cascade(nn.Module):
         self.refinement = ImageRefinement(c.token_width, c.refinement_widths)
         start_at_unit_gain(self)
         # last, so that at a given seed the parts above start alike with and without them
+        self.middle: MiddleStage | None = None
+        if c.middle_hypotheses:
+            self.middle = MiddleStage(c.middle_channels, c.middle_groups, c.voxel_channels, c.middle_widths)
+            self.encoder.add_middle(c.middle_channels, c.middle_groups)
+            self.samples.add_middle(c.middle_widths[0])
+            start_at_unit_gain(self.middle)
+        if c.context_blending:
+            self.refinement.add_context_blending(c.blend_width)
         if c.cross_view_layers:
             self.encoder.mixing = CrossViewMixing(c.pyramid_widths[3], c.cross_view_layers)
         self.view_refinement = (
@@ -198,7 +221,8 @@ class Cascade(nn.Module):
         ``latent``: of the whole target that the tile was cut from; None infers it for the tile.
         """
         c = self.config
-        planes, samples = (c.planes, c.samples) if quality == "full" else (c.planes_fast, c.samples_fast)
+        full = quality == "full"
+        planes, samples = (c.planes, c.samples) if full else (c.planes_fast, c.samples_fast)
         width, height = target.size
         padded = (width + -width % self.tile_stride, height + -height % self.tile_stride)
         tile = crop(target, 0, 0, padded)
@@ -207,11 +231,15 @@ class Cascade(nn.Module):
         refine = self.view_refinement
         token = None if refine is None else refine.read(latent, tile)
         cue = None if refine is None else refine.ray_cue(token)
-        fine = self.samples(features.pyramid, features.cameras, tile, distribution, samples, generator, cue)
+        middle = None
+        if self.middle is not None:
+            hypotheses = c.middle_hypotheses if full else c.middle_hypotheses_fast
+            middle = self.middle(features.pyramid, features.cameras, tile, distribution, hypotheses, generator)
+        fine = self.samples(features.pyramid, features.cameras, tile, distribution, samples, generator, cue, middle)
         refined = None if refine is None else refine(fine, token)
         to_blending, to_image = (refined.to_blending, refined.to_image) if refined else (None, None)
-        blended, disagreement = self.blending(fine, features.cameras, tile, to_blending)
-        rgb, scale = self.refinement(fine, blended, disagreement, to_image)
+        blend = self.blending(fine, features.cameras, tile, to_blending)
+        rgb, scale = self.refinement(fine, blend, to_image)
         near, far = tile.near[:, None, None], tile.far[:, None, None]
         output = RenderOutput(
             rgb=rgb,
@@ -220,7 +248,7 @@ class Cascade(nn.Module):
             confidence=confidence_of(scale),
         )
         output = output.map(lambda x: x[..., :height, :width])
-        return CascadeOutput(output, blended, fine, distribution, scale, latent)
+        return CascadeOutput(output, blend.rgb, fine, distribution, scale, middle, latent)
 
     def render_tile(
         self,

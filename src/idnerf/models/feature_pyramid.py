@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from idnerf.models.activation import Activation, activate
+from idnerf.models.activation import Activation, activate, start_at_unit_gain
 from idnerf.models.plane_conv import PlaneConv
 
 
@@ -58,10 +58,12 @@ class PyramidFeatures:
     Attributes:
         coarse: at 1/4, matching features, groups of unit length.
         fine: at full resolution: matching features (groups of unit length), then the colour (RGB).
+        middle: at 1/2, the same; None where the cascade has no middle stage.
     """
 
     coarse: Float[Tensor, "batch view height4 width4 coarse_channel"]
     fine: Float[Tensor, "batch view height width fine_channel"]
+    middle: Float[Tensor, "batch view height2 width2 middle_channel"] | None = None
 
 
 class FeaturePyramid(nn.Module):
@@ -72,7 +74,8 @@ class FeaturePyramid(nn.Module):
         coarse_channels, coarse_groups: matching features at 1/4.
         fine_channels, fine_groups: matching features at full resolution.
 
-    ``mixing``, where set, is attention among the views at 1/8: [batch view channel height8 width8] to the same.
+    ``add_middle`` adds an output at 1/2. ``mixing``, where set, is attention among the views at 1/8:
+    [batch view channel height8 width8] to the same.
     """
 
     stride = 16
@@ -103,6 +106,15 @@ class FeaturePyramid(nn.Module):
         self.lateral0 = nn.Conv2d(w1, w0, 1)
         self.fine_head = nn.Sequential(Activation(), nn.Conv2d(w0, fine_channels, 3, padding=1))
         self.mixing: nn.Module | None = None
+        self.middle_head: nn.Module | None = None
+        self.middle_groups = 0
+
+    def add_middle(self, channels: int, groups: int) -> None:
+        """Matching features at 1/2 too."""
+        self.middle_groups = groups
+        width = self.lateral0.in_channels
+        self.middle_head = nn.Sequential(Activation(), nn.Conv2d(width, channels, 3, padding=1))
+        start_at_unit_gain(self.middle_head)
 
     def forward(self, images: Float[Tensor, "batch view 3 height width"]) -> PyramidFeatures:
         batch, view = images.shape[:2]
@@ -117,8 +129,8 @@ class FeaturePyramid(nn.Module):
             deepest = torch.cat([scales[-1] for scales in contracted]).unflatten(0, (batch, view))
             mixed = self.mixing(deepest).flatten(0, 1).split(len(parts[0]))
             maps = [self._expand((*scales[:-1], deep)) for scales, deep in zip(contracted, mixed, strict=True)]
-        coarse, fine = (torch.cat(parts).unflatten(0, (batch, view)) for parts in zip(*maps, strict=True))
-        return PyramidFeatures(coarse=coarse, fine=fine)
+        joined = [torch.cat(parts).unflatten(0, (batch, view)) for parts in zip(*maps, strict=True)]
+        return PyramidFeatures(*joined)
 
     def _contract(self, x: Float[Tensor, "image 3 height width"]) -> tuple[Tensor, ...]:
         """The photo padded to a multiple of the stride, then features at 1, 1/2, 1/4, and at 1/8 with 1/16 in them."""
@@ -133,12 +145,8 @@ class FeaturePyramid(nn.Module):
         s4 = self.down4(activate(s3))
         return x, s0, s1, s2, self.up3(s3 + upsample2(self.lateral3(activate(s4))))
 
-    def _expand(
-        self, scales: tuple[Tensor, ...]
-    ) -> tuple[
-        Float[Tensor, "image height4 width4 coarse_channel"], Float[Tensor, "image full_height full_width fine_channel"]
-    ]:
-        """From the features of every scale to the maps for matching."""
+    def _expand(self, scales: tuple[Tensor, ...]) -> tuple[Float[Tensor, "image map_height map_width channel"], ...]:
+        """From the features of every scale to the maps for matching: coarse, fine, and middle where it is wanted."""
         x, s0, s1, s2, s3 = scales
         s2 = self.up2(s2 + upsample2(self.lateral2(activate(s3))))
         coarse = self.coarse_head(activate(s2)).permute(0, 2, 3, 1).float()
@@ -146,7 +154,11 @@ class FeaturePyramid(nn.Module):
         s0 = s0 + upsample2(self.lateral0(activate(s1)))
         fine = self.fine_head(s0).permute(0, 2, 3, 1).float()
         fine = torch.cat([normalize_groups(fine, self.fine_groups), x.permute(0, 2, 3, 1)], -1)
-        return normalize_groups(coarse, self.coarse_groups), fine
+        maps = (normalize_groups(coarse, self.coarse_groups), fine)
+        if self.middle_head is None:
+            return maps
+        middle = normalize_groups(self.middle_head(s1).permute(0, 2, 3, 1).float(), self.middle_groups)
+        return *maps, torch.cat([middle, F.avg_pool2d(x, 2).permute(0, 2, 3, 1)], -1)
 
 
 def upsample2(x: Tensor) -> Tensor:

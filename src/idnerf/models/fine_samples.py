@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from idnerf.geometry.cameras import crop
@@ -29,6 +29,7 @@ from idnerf.geometry.rays import pixel_centers
 from idnerf.models.activation import Activation, activate
 from idnerf.models.feature_pyramid import PyramidFeatures, start_at_zero
 from idnerf.models.frustum_volume import DepthDistribution, FrustumVolume
+from idnerf.models.middle_stage import MiddleOutput
 from idnerf.models.view_matching import masked_mean, pair_similarity
 from idnerf.rendering.compositing import alphas_without_intervals, compositing_weights
 from idnerf.rendering.sampling import sample_histogram
@@ -122,6 +123,12 @@ class FineSamples(nn.Module):
         self.attention = SampleAttention(width)
         self.density = nn.Sequential(nn.Linear(width, width // 2), Activation(), nn.Linear(width // 2, 1))
         self.similarity_gain = nn.Parameter(torch.tensor(2.0))
+        self.from_middle: nn.Linear | None = None
+
+    def add_middle(self, channels: int) -> None:
+        """Let the tokens hear the middle stage's, of so many channels, and its log-weight."""
+        self.from_middle = nn.Linear(channels + 1, self.embed.out_features, bias=False)
+        start_at_zero(self.from_middle)
 
     def forward(
         self,
@@ -132,17 +139,22 @@ class FineSamples(nn.Module):
         samples: int,
         generator: torch.Generator | None = None,
         ray_cue: Float[Tensor, "batch height width channel"] | None = None,
+        middle: MiddleOutput | None = None,
     ) -> FineOutput:
         """Args: ``source`` [batch view], ``target`` [batch]; ``generator`` jitters the quantiles (training).
 
-        ``ray_cue``: from the target-view latent, added to the tokens of a pixel's samples.
+        ``ray_cue``: from the target-view latent, added to the tokens of a pixel's samples. ``middle``: what the samples
+        are drawn from; without it, the coarse ``distribution``.
 
         Without gradients the tile is computed in bands of rows, each with the few extra rows that the 3x3 convolutions
         reach: the same numbers in buffers that stay in the cache.
         """
-        positions = self._draw(distribution, (target.height, target.width), samples, generator)
+        size = (target.height, target.width)
+        positions, rows_at = self._draw(distribution, middle, size, samples, generator)
+        table = None if middle is None else middle.rows()
         if torch.is_grad_enabled():
-            return self._shade(features, source, target, distribution, positions, 0, ray_cue)
+            middle_cues = None if table is None else table.index_select(0, rows_at.flatten())
+            return self._shade(features, source, target, distribution, positions, 0, ray_cue, middle_cues)
         rows = max(4, POINTS_PER_BAND // (samples * target.width))
         bands = []
         for top in range(0, target.height, rows):
@@ -150,7 +162,10 @@ class FineSamples(nn.Module):
             first, last = max(0, top - REACH), min(target.height, bottom + REACH)
             band = crop(target, 0, first, (target.width, last - first))
             cue = None if ray_cue is None else ray_cue[:, first:last]
-            output = self._shade(features, source, band, distribution, positions[:, :, first:last], first, cue)
+            middle_cues = None if table is None else table[rows_at[:, :, first:last].flatten()]
+            output = self._shade(
+                features, source, band, distribution, positions[:, :, first:last], first, cue, middle_cues
+            )
             bands.append([getattr(output, f.name)[..., top - first : bottom - first, :] for f in fields(output)])
         return FineOutput(*(torch.cat(parts, -2) for parts in zip(*bands, strict=True)))
 
@@ -163,6 +178,7 @@ class FineSamples(nn.Module):
         positions: Float[Tensor, "batch sample height width"],
         top: int,
         ray_cue: Float[Tensor, "batch height width channel"] | None,
+        middle_cues: Float[Tensor, "point middle"] | None,
     ) -> FineOutput:
         """Everything after the draw, for a band of rows that begins at row ``top`` of the distribution's tile."""
         size = (target.height, target.width)
@@ -195,6 +211,9 @@ class FineSamples(nn.Module):
             -1,
         )
         tokens = self.embed(cues).unflatten(1, (samples, -1))
+        if middle_cues is not None:
+            assert self.from_middle is not None
+            tokens = tokens + self.from_middle(middle_cues).view_as(tokens)
         if ray_cue is not None:
             tokens = tokens + ray_cue.flatten(1, 2)[:, None]
         tokens = self.attention(self._mix_over_tile(tokens, size))
@@ -223,21 +242,27 @@ class FineSamples(nn.Module):
     def _draw(
         self,
         distribution: DepthDistribution,
+        middle: MiddleOutput | None,
         size: tuple[int, int],
         samples: int,
         generator: torch.Generator | None,
-    ) -> Float[Tensor, "batch sample height width"]:
-        """Quantiles of the upsampled distribution, as positions in [0, 1] of inverse depth."""
+    ) -> tuple[Float[Tensor, "batch sample height width"], Int64[Tensor, "batch sample height width"]]:
+        """Quantiles of the distribution, as positions in [0, 1] of inverse depth; for each, its row of the middle
+        stage's tokens."""
         with torch.no_grad():
-            probabilities = F.interpolate(
-                distribution.log_probabilities.exp(), size=size, mode="bilinear", align_corners=False
-            )
-            histogram = probabilities.flatten(2).transpose(1, 2)
-            quantiles = torch.arange(samples, device=histogram.device).add(0.5).expand(*histogram.shape[:2], -1)
+            probabilities = distribution.log_probabilities
+            batch, rays = probabilities.shape[0], size[0] * size[1]
+            quantiles = torch.arange(samples, device=probabilities.device).add(0.5).expand(batch, rays, -1)
             if generator is not None:
-                jitter = torch.rand(quantiles.shape, generator=generator, device=histogram.device)
+                jitter = torch.rand(quantiles.shape, generator=generator, device=probabilities.device)
                 quantiles = quantiles + jitter - 0.5
-            return sample_histogram(histogram, quantiles / samples).transpose(1, 2).unflatten(-1, size)
+            quantiles = quantiles / samples
+            if middle is not None:
+                return middle.draw(size, quantiles)
+            upsampled = F.interpolate(probabilities.exp(), size=size, mode="bilinear", align_corners=False)
+            positions = sample_histogram(upsampled.flatten(2).transpose(1, 2), quantiles)
+            positions = positions.transpose(1, 2).unflatten(-1, size)
+            return positions, torch.zeros_like(positions, dtype=torch.long)
 
     def _look_up(
         self,

@@ -33,7 +33,15 @@ from idnerf.models.paper import PaperConfig, PaperModel
 from idnerf.rendering.renderer import render_in_tiles
 from idnerf.types import Cameras, RenderOutput, Views
 
-ADDED_PARTS = ("core.latent.", "core.view_refinement.", "core.encoder.mixing.")
+ADDED_PARTS = (
+    "core.latent.",
+    "core.view_refinement.",
+    "core.encoder.mixing.",
+    "core.middle.",
+    "core.encoder.middle_head.",
+    "core.samples.from_middle.",
+    "core.refinement.context_blending.",
+)
 """Names of the weights that can be added to trained ones."""
 
 
@@ -121,7 +129,7 @@ class IDNeRF(nn.Module, HubModel):
         if unknown or missing:
             raise InputError(
                 f"{path} cannot be extended to these model options: {(unknown or missing)[0]} differs; only view "
-                "refinement, latent and cross-view layers of the cascade can be added to trained weights"
+                "refinement, latent, cross-view layers, middle stage and context blending of the cascade can be added"
             )
         model.load_state_dict(parameters_from_half(fits), strict=False)
         return model
@@ -276,6 +284,8 @@ def config_from_json(values: Mapping[str, Any]) -> ModelConfig:
     if name not in kinds:
         raise InputError(f"weights name an unknown configuration {name!r}; expected one of {sorted(kinds)}")
     fields = dict(values.get(name, {}))
+    if name == "cascade":  # weights from before these parts do not speak of them
+        fields = {"middle_hypotheses": 0, "context_blending": False, **fields}
     known = {f.name for f in dataclasses.fields(kinds[name])}
     if unknown := sorted(set(fields) - known):
         raise InputError(f"weights come from a newer version: unknown option {unknown[0]!r} of {name}; update idnerf")

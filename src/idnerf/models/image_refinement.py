@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from idnerf.models.activation import activate
+from idnerf.models.activation import activate, start_at_unit_gain
 from idnerf.models.feature_pyramid import ResidualBlock, start_at_zero, upsample2
 from idnerf.models.fine_samples import FineOutput
+from idnerf.models.view_blending import Blend, ContextBlending
 
 CONFIDENT_ERROR = 0.1
 """Confidence is the probability that the mean absolute colour error stays below this."""
@@ -25,6 +26,7 @@ class ImageRefinement(nn.Module):
 
     def __init__(self, token_channels: int, widths: tuple[int, int, int]):
         super().__init__()
+        self.context_blending: ContextBlending | None = None
         w0, w1, w2 = widths
         # tokens, colour, position, spread, opacity, seen, disagreement
         self.stem = nn.Conv2d(token_channels + 3 + 5, w0, 3, padding=1)
@@ -38,11 +40,15 @@ class ImageRefinement(nn.Module):
         self.head = nn.Conv2d(w0, 4, 3, padding=1)
         start_at_zero(self.head)
 
+    def add_context_blending(self, blend_width: int) -> None:
+        """Blend once more, with this U-Net's context, before the residual is added."""
+        self.context_blending = ContextBlending(self.head.in_channels, blend_width)
+        start_at_unit_gain(self.context_blending)
+
     def forward(
         self,
         fine: FineOutput,
-        blended: Float[Tensor, "batch 3 height width"],
-        disagreement: Float[Tensor, "batch height width"],
+        blend: Blend,
         added: Float[Tensor, "batch stem height width"] | None = None,
     ) -> tuple[Float[Tensor, "batch 3 height width"], Float[Tensor, "batch height width"]]:
         """Colour (about [0, 1]) and the Laplace scale b of its error. Tile sizes must be multiples of 4.
@@ -50,15 +56,17 @@ class ImageRefinement(nn.Module):
         ``added``: from view refinement, to the first convolution's output.
         """
         seen = fine.visibility.sum(1)  # expected number of views
-        maps = torch.stack([fine.position * 2 - 1, fine.spread * 10, fine.opacity, seen / 3, disagreement * 5], 1)
-        x = torch.cat([fine.tokens, blended * 2 - 1, maps], 1).contiguous(memory_format=torch.channels_last)
+        maps = torch.stack([fine.position * 2 - 1, fine.spread * 10, fine.opacity, seen / 3, blend.deviation * 5], 1)
+        x = torch.cat([fine.tokens, blend.rgb * 2 - 1, maps], 1).contiguous(memory_format=torch.channels_last)
         x = self.stem(x) if added is None else self.stem(x) + added
         s0 = self.block0(x)
         s1 = self.down1(activate(s0))
         s2 = self.down2(activate(s1))
         s1 = self.up1(s1 + upsample2(self.lateral1(activate(s2))))
         s0 = self.up0(s0 + upsample2(self.lateral0(activate(s1))))
-        out = self.head(activate(s0)).float()
+        context = activate(s0)
+        out = self.head(context).float()
+        blended = blend.rgb if self.context_blending is None else self.context_blending(blend, fine.colours, context)
         return blended + out[:, :3], F.softplus(out[:, 3] - 2.5) + 1e-3
 
 

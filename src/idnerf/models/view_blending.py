@@ -1,7 +1,11 @@
 """Blending: the target's colour as a mixture of what the source views show at each pixel (IBRNet, arXiv 2102.13090).
 
 views composited along the rays + tokens --3x3 convolutions, shared by the views--> logits --softmax--> shares
+
+The image-space refinement, which sees further, may correct the logits (``ContextBlending``).
 """
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +15,29 @@ from torch import Tensor, nn
 from idnerf.geometry.precision import full_precision
 from idnerf.geometry.rays import inverse_intrinsics, pixel_centers
 from idnerf.models.activation import activate
+from idnerf.models.feature_pyramid import start_at_zero
 from idnerf.models.fine_samples import FineOutput, softmax_of_few
 from idnerf.types import Cameras
 
 LEAST_VISIBLE = 1e-3
 """A view that does not see a pixel at all keeps this much weight, so that a pixel that no view sees has a colour."""
+
+
+@dataclass(frozen=True)
+class Blend:
+    """A target tile blended from the source views.
+
+    Attributes:
+        rgb: the mixture of the views' colours.
+        deviation: standard deviation of what was mixed (over views and channels).
+        hidden: what each view's logit was made of.
+        logits: unnormalised logarithms of the shares.
+    """
+
+    rgb: Float[Tensor, "batch 3 height width"]
+    deviation: Float[Tensor, "batch height width"]
+    hidden: Float[Tensor, "batch view blend height width"]
+    logits: Float[Tensor, "batch view height width"]
 
 
 class ViewBlending(nn.Module):
@@ -36,11 +58,8 @@ class ViewBlending(nn.Module):
         source: Cameras,
         target: Cameras,
         added: Float[Tensor, "batch view blend height width"] | None = None,
-    ) -> tuple[Float[Tensor, "batch 3 height width"], Float[Tensor, "batch height width"]]:
-        """Blended colour, and the standard deviation of what was blended (over views and channels).
-
-        ``added``: from view refinement, to each view's hidden channels.
-        """
+    ) -> Blend:
+        """``added``: from view refinement, to each view's hidden channels."""
         batch, view = source.shape
         values, visibility = fine.views[:, :, :-1], fine.visibility[:, :, None]
         weight = visibility + LEAST_VISIBLE
@@ -52,11 +71,37 @@ class ViewBlending(nn.Module):
         hidden = self.from_view(cues.contiguous(memory_format=torch.channels_last)).unflatten(0, (batch, view))
         hidden = hidden + self.from_tokens(fine.tokens)[:, None]
         hidden = activate(hidden if added is None else hidden + added).flatten(0, 1)
-        logits = self.head(activate(self.mix(hidden))).float().unflatten(0, (batch, view))
-        shares = softmax_of_few(logits + weight.log(), 1)
+        hidden = activate(self.mix(hidden))
+        logits = self.head(hidden).float().unflatten(0, (batch, view)) + weight.log()
+        shares = softmax_of_few(logits, 1)
         rgb = (shares * fine.colours).sum(1)
         deviation = (shares * (fine.colours - rgb[:, None]).square()).sum((1, 2))
-        return rgb, (deviation + 1e-6).sqrt()
+        return Blend(rgb, (deviation + 1e-6).sqrt(), hidden.unflatten(0, (batch, view)), logits[:, :, 0])
+
+
+class ContextBlending(nn.Module):
+    """The shares once more, with the image-space refinement's context: surroundings tell which view is occluded.
+
+    Starts as no change.
+    """
+
+    def __init__(self, context_channels: int, width: int):
+        super().__init__()
+        self.from_context = nn.Conv2d(context_channels, width, 1)
+        self.from_hidden = nn.Conv2d(width, width, 3, padding=1)
+        self.head = nn.Conv2d(width, 1, 3, padding=1)
+        start_at_zero(self.head)
+
+    def forward(
+        self, blend: Blend, colours: Float[Tensor, "batch view 3 height width"], context: Tensor
+    ) -> Float[Tensor, "batch 3 height width"]:
+        """Args: what ``ViewBlending`` returned, the views' colours, ``context`` [batch channel height width]."""
+        batch, view = blend.logits.shape[:2]
+        hidden = self.from_hidden(blend.hidden.flatten(0, 1)).unflatten(0, (batch, view))
+        hidden = activate(hidden + self.from_context(context)[:, None]).flatten(0, 1)
+        change = self.head(hidden).float().unflatten(0, (batch, view))
+        shares = softmax_of_few(blend.logits[:, :, None] + change, 1)
+        return (shares * colours).sum(1)
 
 
 @full_precision

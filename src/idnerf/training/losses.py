@@ -70,6 +70,28 @@ def depth_histogram(
     return histogram / total.clamp_min(1e-6)[:, None], total / scale**2
 
 
+def bin_cross_entropy(
+    log_weights: Float[Tensor, "batch bin cell_height cell_width"],
+    edges: Float[Tensor, "batch edge cell_height cell_width"],
+    position: Float[Tensor, "batch height width"],
+    weight: Float[Tensor, "batch height width"],
+) -> Float[Tensor, ""]:
+    """-log of the probability of the bin that each pixel's position lies in, weighted mean over pixels.
+
+    Every cell of pixels (2x2 at half resolution) has bins of its own, one more edge than bins, ascending; positions
+    beyond the ends belong to the outermost bins. Height and width must be multiples of the cell's side.
+    """
+    scale = position.shape[-1] // log_weights.shape[-1]
+
+    def blocks(x: Tensor) -> Tensor:
+        x = x.unflatten(1, (-1, scale)).unflatten(3, (-1, scale))
+        return x.permute(0, 2, 4, 1, 3).flatten(1, 2)  # batch, pixel of cell, rows, columns
+
+    index = (blocks(position)[:, None] >= edges[:, 1:-1, None]).sum(1)
+    of_pixels = blocks(weight)
+    return -(of_pixels * log_weights.gather(1, index)).sum() / of_pixels.sum().clamp_min(1)
+
+
 def laplace_negative_log_likelihood(
     error: Float[Tensor, "*shape"], scale: Float[Tensor, "*shape"]
 ) -> Float[Tensor, ""]:

@@ -17,6 +17,7 @@ from idnerf.models.idnerf import IDNeRF
 from idnerf.models.latent import TargetLatent
 from idnerf.models.paper import PaperModel
 from idnerf.training.losses import (
+    bin_cross_entropy,
     charbonnier,
     depth_histogram,
     inverse_depth_position,
@@ -39,7 +40,7 @@ class LossConfig:
     blend: float = 0.0
     """Charbonnier error of the blended colour before the image-space refinement; cascade only."""
     depth_distribution: float = 0.0
-    """Cross-entropy of the coarse depth distribution against exact depth; cascade only."""
+    """Cross-entropy of the coarse depth distribution, and of the middle stage's, against exact depth; cascade only."""
     depth: float = 0.0
     """Absolute error of the expected position in inverse depth, in units of near-to-far; cascade only."""
     confidence: float = 0.0
@@ -98,15 +99,21 @@ def cascade_objective(
             weight = weight * (0.1 + 0.9 * (batch.seen >= 1).to(rgb.dtype))
         if config.depth_distribution:
             padded = output.fine.position.shape[1:]
-            depth = F.pad(batch.depth, (0, padded[1] - width, 0, padded[0] - height))
+            padding = (0, padded[1] - width, 0, padded[0] - height)
+            depth, padded_weight = F.pad(batch.depth, padding), F.pad(weight, padding)
             log_probabilities = output.distribution.log_probabilities
             scale = FrustumVolume.scale
             histogram, known = depth_histogram(depth, target.near, target.far, log_probabilities.shape[1], scale)
-            known = known * F.avg_pool2d(F.pad(weight, (0, padded[1] - width, 0, padded[0] - height)), scale)
+            known = known * F.avg_pool2d(padded_weight, scale)
             cross_entropy = -(histogram * log_probabilities).sum(1)
             terms["depth_distribution"] = (
                 config.depth_distribution * (known * cross_entropy).sum() / known.sum().clamp_min(1)
             )
+            if output.middle is not None:
+                position = inverse_depth_position(depth, target.near, target.far)
+                terms["middle_distribution"] = config.depth_distribution * bin_cross_entropy(
+                    output.middle.log_weights, output.middle.edges, position, padded_weight
+                )
         if config.depth:
             position = inverse_depth_position(batch.depth, target.near, target.far)
             error = (output.fine.position[:, :height, :width] - position).abs()
