@@ -700,7 +700,9 @@ def test_a_picture_in_bfloat16_is_the_one_in_float32_up_to_rounding():
     model.precision = "bf16"
     rounded = model.render(example.source, example.target.cameras)
     assert rounded.rgb.dtype == rounded.depth.dtype == torch.float32
-    assert 0 < (rounded.rgb - exact.rgb).abs().mean() < 0.01
+    # hypotheses that change place with their neighbours make a noisy network jump: hence loose
+    assert 0 < (rounded.rgb - exact.rgb).abs().mean() < 0.03
+    assert (rounded.rgb - exact.rgb).abs().median() < 0.01
 
 
 def two_surfaces(weights: tuple[float, float]) -> MiddleOutput:
