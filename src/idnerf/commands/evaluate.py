@@ -57,7 +57,7 @@ def evaluate(
         references: also score three rows that learn nothing: nearest source, best plane, plane sweep.
         save: folder for prediction, truth, depth and error as PNGs.
         precision: of the networks, geometry is always float32: float32, bf16 (bfloat16), or auto, which is bf16 where
-            the hardware is fast at it (GPUs, CPUs with AMX).
+            the hardware is fast at it (GPUs, CPUs with AMX or AVX-512 BF16).
         device: auto, cpu or cuda.
         scan: which scan of a DTU root; all of them by default.
         light: which light of DTU, 0 to 6.

@@ -69,7 +69,7 @@ def render(
         quality: full, or fast (fewer depth planes and samples).
         depth: also the depth: beside the colour in a picture or video, as files of its own in a folder.
         precision: of the networks, geometry is always float32: float32, bf16 (bfloat16), or auto, which is bf16 where
-            the hardware is fast at it (GPUs, CPUs with AMX).
+            the hardware is fast at it (GPUs, CPUs with AMX or AVX-512 BF16).
         device: auto, cpu or cuda.
         scan: which scan of a DTU root.
         light: which light of DTU, 0 to 6.

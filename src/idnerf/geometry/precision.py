@@ -27,11 +27,14 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def has_fast_bfloat16(device: torch.device | str) -> bool:
-    """Whether matrix products in bfloat16 are faster than in float32 there: GPUs since Ampere, CPUs with AMX.
+    """Whether matrix products in bfloat16 are faster than in float32 there.
 
+    They are on GPUs since Ampere, and on CPUs with AMX (Intel since Sapphire Rapids) or AVX-512 BF16 (AMD since Zen 4).
     On other CPUs they are up to 4 times slower.
     """
     if torch.device(device).type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("amx_bf16") or getattr(torch.cpu, "_is_amx_tile_supported", bool)())
+    by_name = any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16"))  # torch 2.9 and newer
+    older = [getattr(torch.cpu, f"_is_{name}_supported", bool) for name in ("amx_tile", "avx512_bf16")]
+    return by_name or any(supported() for supported in older)

@@ -77,7 +77,7 @@ class PriorTrainerConfig:
     """Targets per step of the U-Net."""
     source_views: tuple[int, int] = (2, 4)
     """Fewest and most source views."""
-    autoencoder_lr: float = 2e-3
+    autoencoder_lr: float = 4e-4
     """Peak learning rate of the autoencoder."""
     unet_lr: float = 6e-4
     """Peak learning rate of the U-Net and the source tokens."""
@@ -96,7 +96,8 @@ class PriorTrainerConfig:
     seed: int = 0
     """Of weights, examples and noise."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """`bf16`: networks under automatic mixed precision; pays on a GPU and on CPUs with AMX. Cameras stay in fp32."""
+    """`bf16`: networks under automatic mixed precision; pays on a GPU and on CPUs with AMX or AVX-512 BF16. Cameras
+    stay in fp32."""
     threads: int = 0
     """Threads of PyTorch on the CPU; 0 leaves its choice."""
     log_every: int = 50

@@ -84,7 +84,8 @@ class TrainerConfig:
     augment: bool = True
     """Recolour and mirror scenes at random, the same way for every view."""
     precision: Literal["float32", "bf16"] = "float32"
-    """Of the `cascade` networks. bf16 pays on GPUs and on CPUs with AMX (step 1.5 times faster); elsewhere it costs."""
+    """Of the `cascade` networks. bf16 pays on GPUs and on CPUs with AMX or AVX-512 BF16 (step 1.5 times faster);
+    elsewhere it costs."""
     seed: int = 0
     """Of weights, examples and samples."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
