@@ -48,7 +48,7 @@ from idnerf.types import Cameras, Rays, RenderOutput, Views
 
 LOOKUPS_PER_CHUNK = 6 * 16384
 """Feature lookups of one scale made at once when rendering images: 16,384 points for the 6 maps of 3 views."""
-LOOKUPS_PER_TRAINING_CHUNK = 6 * 16384
+LOOKUPS_PER_TRAINING_CHUNK = 6 * 8192
 """The same in a training step on the CPU, where every chunk is computed again in the backward pass, so that no more
 than its samples (some 20 kB each) are kept."""
 
