@@ -17,20 +17,13 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from idnerf.geometry.cameras import crop
-from idnerf.geometry.projection import (
-    bilinear_lookup,
-    frustum_homography,
-    homography_rays,
-    safe_depth,
-    trilinear_lookup,
-    visible,
-)
+from idnerf.geometry.projection import frustum_homography, homography_rays, trilinear_lookup
 from idnerf.geometry.rays import pixel_centers
 from idnerf.models.activation import Activation, activate
 from idnerf.models.feature_pyramid import PyramidFeatures, start_at_zero
 from idnerf.models.frustum_volume import DepthDistribution, FrustumVolume
 from idnerf.models.middle_stage import MiddleOutput
-from idnerf.models.view_matching import masked_mean, pair_similarity
+from idnerf.models.view_matching import look_up_views, masked_mean, pair_similarity
 from idnerf.rendering.compositing import alphas_without_intervals, compositing_weights
 from idnerf.rendering.sampling import sample_histogram
 from idnerf.types import Cameras
@@ -275,16 +268,9 @@ class FineSamples(nn.Module):
         Bool[Tensor, "batch view point"],
     ]:
         """Features and colour in every view, and visibility."""
-        batch, view = source.shape
         A, b = frustum_homography(target, source)
-        pixels = pixel_centers(target.size, target.device).reshape(-1, 2)
-        rays = homography_rays(A, pixels)[:, :, None]  # batch view 1 ray 3
-        moved = rays + b[:, :, None, None] * inverse_depth[:, None, ..., None]
-        moved = moved.flatten(2, 3)
-        positions = moved[..., :2] / safe_depth(moved[..., 2:])
-        seen = visible(positions, moved[..., 2], source.size)
-        looked_up = bilinear_lookup(features.fine.flatten(0, 1), positions.flatten(0, 1)).unflatten(0, (batch, view))
-        return looked_up, seen
+        rays = homography_rays(A, pixel_centers(target.size, target.device).reshape(-1, 2))
+        return look_up_views(features.fine, source.size, rays, b, inverse_depth, 1)
 
     def _voxels(
         self, distribution: DepthDistribution, positions: Float[Tensor, "batch sample height width"], top: int

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from idnerf.geometry.projection import bilinear_lookup, frustum_homography, homography_rays, safe_depth, visible
+from idnerf.geometry.projection import frustum_homography, homography_rays
 from idnerf.geometry.rays import pixel_centers
 from idnerf.models.activation import activate
 from idnerf.models.feature_pyramid import PyramidFeatures, ResidualBlock
 from idnerf.models.plane_conv import PlaneConv
-from idnerf.models.view_matching import masked_mean_and_variance, pair_similarity
+from idnerf.models.view_matching import look_up_views, masked_mean_and_variance, pair_similarity
 from idnerf.rendering.sampling import inverse_depth_planes
 from idnerf.types import Cameras
 
@@ -103,15 +103,8 @@ class FrustumVolume(nn.Module):
         b: Float[Tensor, "batch view 3"],
         inverse_depths: Float[Tensor, "batch plane"],
     ) -> Float[Tensor, "batch point cue"]:
-        batch, view = rays.shape[:2]
-        # (A p) d + b up to the positive factor d: multiplied by 1/d, which is what the planes are given in
-        moved = rays[:, :, None] + b[:, :, None, None, :] * inverse_depths[:, None, :, None, None]
-        moved = moved.flatten(2, 3)
-        positions = moved[..., :2] / safe_depth(moved[..., 2:])
-        seen = visible(positions, moved[..., 2], source.size)
-        looked_up = bilinear_lookup(features.coarse.flatten(0, 1), positions.flatten(0, 1) / self.scale).unflatten(
-            0, (batch, view)
-        )
+        view = rays.shape[1]
+        looked_up, seen = look_up_views(features.coarse, source.size, rays, b, inverse_depths[..., None], self.scale)
         mean, variance = masked_mean_and_variance(looked_up, seen)
         spread = variance.unflatten(-1, (self.groups, -1)).sum(-1)
         count = seen.sum(1, dtype=mean.dtype)[..., None]

@@ -14,19 +14,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from idnerf.geometry.projection import (
-    bilinear_lookup,
-    frustum_homography,
-    homography_rays,
-    safe_depth,
-    trilinear_lookup,
-    visible,
-)
+from idnerf.geometry.projection import frustum_homography, homography_rays, trilinear_lookup
 from idnerf.geometry.rays import pixel_centers
 from idnerf.models.activation import activate
 from idnerf.models.feature_pyramid import PyramidFeatures, ResidualBlock, start_at_zero
 from idnerf.models.frustum_volume import DepthDistribution, FrustumVolume
-from idnerf.models.view_matching import masked_mean, pair_similarity
+from idnerf.models.view_matching import look_up_views, masked_mean, pair_similarity
 from idnerf.rendering.sampling import sample_bins, sample_histogram
 from idnerf.types import Cameras
 
@@ -161,14 +154,9 @@ class MiddleStage(nn.Module):
     ) -> tuple[Float[Tensor, "batch point cue"], Float[Tensor, "batch point"]]:
         """What the tokens are made of, and the mean similarity."""
         assert features.middle is not None
-        batch, view = source.shape
         near, far = target.near[:, None, None], target.far[:, None, None]
-        inverse_depth = 1 / near + positions.flatten(2) * (1 / far - 1 / near)
-        moved = (rays[:, :, None] + b[:, :, None, None] * inverse_depth[:, None, ..., None]).flatten(2, 3)
-        pixels = moved[..., :2] / safe_depth(moved[..., 2:])
-        seen = visible(pixels, moved[..., 2], source.size)
-        looked_up = bilinear_lookup(features.middle.flatten(0, 1), pixels.flatten(0, 1) / self.scale)
-        looked_up = looked_up.unflatten(0, (batch, view))
+        inverse_depths = 1 / near + positions.flatten(2) * (1 / far - 1 / near)
+        looked_up, seen = look_up_views(features.middle, source.size, rays, b, inverse_depths, self.scale)
         visibility = seen.to(looked_up.dtype)[..., None]
         matched, colours = looked_up[..., : self.channels], looked_up[..., self.channels :].detach()
         mean_colour = masked_mean(colours, visibility)

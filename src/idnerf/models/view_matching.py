@@ -9,6 +9,33 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from idnerf.geometry.projection import bilinear_lookup, safe_depth, visible
+
+
+def look_up_views(
+    maps: Float[Tensor, "batch view map_height map_width channel"],
+    size: tuple[int, int],
+    rays: Float[Tensor, "batch view pixel 3"],
+    b: Float[Tensor, "batch view 3"],
+    inverse_depths: Float[Tensor, "batch sample #pixel"],
+    scale: int,
+) -> tuple[Float[Tensor, "batch view point channel"], Bool[Tensor, "batch view point"]]:
+    """What every source view's map shows at samples along target rays, and whether the view sees them.
+
+    A pixel's point at depth d lands at (A p) d + b (``frustum_homography``), here divided by d. Points are sample by
+    sample, pixel by pixel.
+
+    Args:
+        maps: channels-last, at 1/``scale`` of the photos, whose right and lower ends may be padded.
+        size: (width, height) of the source photos.
+        rays, b: A p of every target pixel, and b, for every view.
+    """
+    moved = (rays[:, :, None] + b[:, :, None, None] * inverse_depths[:, None, ..., None]).flatten(2, 3)
+    pixels = moved[..., :2] / safe_depth(moved[..., 2:])
+    seen = visible(pixels, moved[..., 2], size)
+    looked_up = bilinear_lookup(maps.flatten(0, 1), pixels.flatten(0, 1) / scale)
+    return looked_up.unflatten(0, maps.shape[:2]), seen
+
 
 def pair_similarity(
     features: Float[Tensor, "batch view point channel"],
