@@ -14,6 +14,7 @@ from idnerf.data.procedural.config import ProceduralConfig
 from idnerf.data.procedural.generate import generate_scene
 from idnerf.errors import InputError
 from idnerf.geometry.cameras import resize
+from idnerf.geometry.precision import has_fast_bfloat16
 from idnerf.geometry.rays import image_rays, unproject
 from idnerf.models import fine_samples, frustum_volume, middle_stage
 from idnerf.models.cascade import Cascade, CascadeConfig
@@ -773,3 +774,11 @@ def test_weights_from_before_the_middle_stage_load_and_can_be_extended(tmp_path)
         optimizer.step()
         losses.append(objective.terms["middle_distribution"].item())
     assert losses[-1] < losses[0] - 0.05, losses
+
+
+@pytest.mark.parametrize("named", [{"amx_bf16": True}, {"avx512_bf16": True}, {"avx512_bf16": False}, {}])
+def test_bfloat16_counts_as_fast_on_processors_that_multiply_in_it(named, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: named, raising=False)
+    for name in ("amx_tile", "avx512_bf16"):
+        monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda: False, raising=False)
+    assert has_fast_bfloat16("cpu") == any(named.values())
