@@ -25,6 +25,9 @@ from idnerf.priors.latent_scale import fold_scale, latent_statistics
 from idnerf.priors.prior import PriorConfig, guided_noise, load_prior
 from idnerf.priors.ray_maps import relative_ray_maps, target_ray_map
 from idnerf.priors.view_alignment import align_sources
+from idnerf.training.prior_examples import EncodedGroups
+from idnerf.training.prior_measures import batch_condition, linear_noise_errors, measured_batches, noise_errors
+from idnerf.training.prior_scenes import procedural_groups
 from idnerf.types import Cameras, Views
 from tiny_cases import plane_views, rotation, waken
 
@@ -219,3 +222,13 @@ def test_folding_the_scale_normalises_latents_and_keeps_reconstructions(generato
     torch.testing.assert_close(mean, torch.zeros(4), atol=1e-4, rtol=0)
     torch.testing.assert_close(deviation, torch.ones(4), atol=1e-3, rtol=0)
     torch.testing.assert_close(prior.decode(prior.encode(images)), decoded, atol=1e-4, rtol=1e-3)
+
+
+def test_the_prior_of_the_package_listens_to_its_condition_and_beats_a_linear_guess():
+    prior = load_small_prior()
+    _, held_out = procedural_groups((288, 208), None, 1, 2)
+    batch = measured_batches(EncodedGroups(held_out, prior, augment=False))[0]
+    errors = noise_errors(prior, batch.latents, batch_condition(prior, batch, view_aligned=True))
+    linear = linear_noise_errors(prior, batch.latents)
+    assert sum(errors.right) < 0.95 * sum(linear)
+    assert sum(errors.right) < 0.75 * sum(errors.swapped)

@@ -88,7 +88,7 @@ class CascadeConfig:
     """Inverse depths at which the latent looks the source views up."""
     planes: int = 48
     """Coarse inverse depths, quality `full`."""
-    middle_hypotheses: int = 12
+    middle_hypotheses: int = 16
     """Depth hypotheses per half-resolution pixel, quality `full`; 0: no middle stage."""
     samples: int = 8
     """Samples per ray, quality `full`."""

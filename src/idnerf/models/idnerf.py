@@ -64,6 +64,7 @@ class IDNeRF(nn.Module, HubModel):
     recorded beside the configuration (steps, training data, ...), and goes with the weights when they are saved.
 
     Attributes:
+        added: names of the parameters that ``extending`` could not take from its weights.
         precision: what ``encode`` and ``render_target`` compute the cascade's networks in; camera geometry, depth
             distributions and colours stay float32. `bf16` pays where ``has_fast_bfloat16`` says so.
     """
@@ -74,6 +75,7 @@ class IDNeRF(nn.Module, HubModel):
         super().__init__()
         self.config = config or ModelConfig()
         self.metadata: dict[str, Any] = {}
+        self.added: frozenset[str] = frozenset()
         self.core: Cascade | PaperModel
         if self.config.configuration == "cascade":
             self.core = Cascade(self.config.cascade)
@@ -132,6 +134,7 @@ class IDNeRF(nn.Module, HubModel):
                 "refinement, latent, cross-view layers, middle stage and context blending of the cascade can be added"
             )
         model.load_state_dict(parameters_from_half(fits), strict=False)
+        model.added = frozenset(set(expected) - set(fits))
         return model
 
     def save(self, path: str | Path, *, half: bool = True, **metadata: Any) -> None:

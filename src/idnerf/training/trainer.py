@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from idnerf.checkpoint import read_tensors, write_tensors
 from idnerf.errors import InputError
-from idnerf.models.idnerf import ADDED_PARTS, IDNeRF, ModelConfig, config_to_json
+from idnerf.models.idnerf import IDNeRF, ModelConfig, config_to_json
 from idnerf.models.paper import PaperModel
 from idnerf.models.published import initialise_encoder
 from idnerf.priors.prior import load_prior
@@ -260,7 +260,7 @@ def start_model(config: TrainerConfig) -> IDNeRF:
     model = IDNeRF.extending(config.init, config.model)
     if config.only_added:
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name.startswith(ADDED_PARTS))
+            parameter.requires_grad_(name in model.added)
     return model
 
 
