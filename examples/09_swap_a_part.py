@@ -11,7 +11,7 @@ from idnerf.data.image_io import write_png
 from idnerf.evaluation.metrics import psnr
 from idnerf.models.cascade import Cascade
 from idnerf.models.fine_samples import FineOutput
-from idnerf.models.view_blending import LEAST_VISIBLE
+from idnerf.models.view_blending import LEAST_VISIBLE, Blend
 
 
 class MeanOfWhatIsSeen(nn.Module):
@@ -19,12 +19,12 @@ class MeanOfWhatIsSeen(nn.Module):
 
     def forward(
         self, fine: FineOutput, source: idnerf.Cameras, target: idnerf.Cameras, added: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Blended colour [batch 3 height width] and its deviation among the views [batch height width]."""
+    ) -> Blend:
         weight = fine.visibility[:, :, None] + LEAST_VISIBLE
         shares = weight / weight.sum(1, keepdim=True)
         rgb = (shares * fine.colours).sum(1)
-        return rgb, ((shares * (fine.colours - rgb[:, None]).square()).sum((1, 2)) + 1e-6).sqrt()
+        deviation = ((shares * (fine.colours - rgb[:, None]).square()).sum((1, 2)) + 1e-6).sqrt()
+        return Blend(rgb, deviation, hidden=weight, logits=weight.log()[:, :, 0])
 
 
 def main(scene: Path | None = None, out: Path = Path("out/examples"), target: int = 0, width: int = 320) -> None:
@@ -46,6 +46,7 @@ def main(scene: Path | None = None, out: Path = Path("out/examples"), target: in
     assert isinstance(model.core, Cascade)
     learnt = model.render(sources, camera).rgb
     model.core.blending = MeanOfWhatIsSeen()  # type: ignore[assignment]
+    model.core.refinement.context_blending = None  # it corrects learnt shares
     plain = model.render(sources, camera).rgb
 
     write_png(out / "swapped.png", torch.cat([learnt, plain, truth], dim=-1))

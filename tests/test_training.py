@@ -217,10 +217,12 @@ def test_losses_of_a_perfect_cascade_picture_see_only_what_is_wrong():
     def terms(batch, config):
         return objective(model, batch, config, seeded(0), rays_per_step=8, fast_share=0.0).terms
 
-    assert set(terms(batch, config)) == {"mse", "depth", "depth_distribution"}
-    assert terms(unknown, config)["depth"] == terms(unknown, config)["depth_distribution"] == 0
+    of_depth = {"depth", "depth_distribution", "middle_distribution"}
+    assert set(terms(batch, config)) == {"mse", *of_depth}
+    assert all(terms(unknown, config)[name] == 0 for name in of_depth)
     assert set(terms(replace(batch, depth=None), config)) == {"mse"}
-    assert set(terms(batch, ALL_TERMS)) == {f.name for f in dataclasses.fields(LossConfig)}
+    weights = {f.name for f in dataclasses.fields(LossConfig)}
+    assert set(terms(batch, ALL_TERMS)) == {*weights, "middle_distribution"}  # weighted like the coarse one
 
 
 def test_fast_share_decides_the_quality():
