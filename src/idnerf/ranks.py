@@ -3,6 +3,7 @@
 Without torchrun there is one rank, and nothing here does anything. Results do not depend on the number of processes.
 """
 
+import atexit
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -89,7 +90,14 @@ def join_ranks() -> Ranks:
         torch.cuda.set_device(local)
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo")
+        # left to the process's end, its threads abort it now and then ("terminate called without an active exception")
+        atexit.register(_leave_ranks)
     return ranks
+
+
+def _leave_ranks() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def interleaved(parts: Sequence[Sequence[Item]]) -> list[Item]:
