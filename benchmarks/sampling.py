@@ -4,7 +4,6 @@ python benchmarks/sampling.py --data DATA --work out/sampling                 # 
 python benchmarks/sampling.py --data DATA --work out/sampling --page docs/performance.md
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -59,10 +58,10 @@ def rendering(model: IDNeRF, way: Way) -> Render:
 
 
 def measure(
-    load: Callable[[], IDNeRF], way: Way, work: Path, data: Path, scenes: int, row: str, device: torch.device
+    model: IDNeRF, way: Way, work: Path, data: Path, scenes: int, row: str, device: torch.device
 ) -> tuple[float, dict[str, float]]:
     """PSNR on the procedural scenes, and the mean over the targets of each photo scene (half size, 3 sources)."""
-    render = rendering(load(), way)
+    render = rendering(model, way)
     procedural = mean_of(score_fixed_scenes(render, work / "scenes", scenes, device).values(), "psnr")
     board, results = BOARDS[0], Results(work)
     cells = [cell for cell in cells_of(board, board_targets(board, data)) if cell.num_sources == 3]
@@ -100,7 +99,7 @@ def main(
     lines = [f"| PSNR, dB | procedural ({scenes}) | flower | horns |", "|---|---|---|---|"]
     for way in WAYS:
         row = f"{way.quality}-{way.samples or 'own'}-{weights_hash(weights)}"
-        procedural, photos = measure(lambda: model, way, work, data, scenes, row, where)
+        procedural, photos = measure(model, way, work, data, scenes, row, where)
         cells = [f"{value:.2f}" for value in (procedural, *photos.values())]
         lines.append(f"| {way.name} | " + " | ".join(cells) + " |")
         print(lines[-1], flush=True)

@@ -17,11 +17,11 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from idnerf.geometry.cameras import crop
-from idnerf.geometry.projection import frustum_homography, homography_rays, trilinear_lookup
+from idnerf.geometry.projection import frustum_homography, homography_rays
 from idnerf.geometry.rays import pixel_centers
 from idnerf.models.activation import Activation, activate
 from idnerf.models.feature_pyramid import PyramidFeatures, start_at_zero
-from idnerf.models.frustum_volume import DepthDistribution, FrustumVolume
+from idnerf.models.frustum_volume import DepthDistribution, VoxelLookup
 from idnerf.models.middle_stage import MiddleOutput
 from idnerf.models.view_matching import look_up_views, masked_mean, pair_similarity
 from idnerf.rendering.compositing import alphas_without_intervals, compositing_weights
@@ -145,9 +145,10 @@ class FineSamples(nn.Module):
         size = (target.height, target.width)
         positions, rows_at = self._draw(distribution, middle, size, samples, generator)
         table = None if middle is None else middle.rows()
+        voxels = VoxelLookup(distribution)
         if torch.is_grad_enabled():
             middle_cues = None if table is None else table.index_select(0, rows_at.flatten())
-            return self._shade(features, source, target, distribution, positions, 0, ray_cue, middle_cues)
+            return self._shade(features, source, target, voxels, positions, 0, ray_cue, middle_cues)
         rows = max(4, POINTS_PER_BAND // (samples * target.width))
         bands = []
         for top in range(0, target.height, rows):
@@ -156,9 +157,7 @@ class FineSamples(nn.Module):
             band = crop(target, 0, first, (target.width, last - first))
             cue = None if ray_cue is None else ray_cue[:, first:last]
             middle_cues = None if table is None else table[rows_at[:, :, first:last].flatten()]
-            output = self._shade(
-                features, source, band, distribution, positions[:, :, first:last], first, cue, middle_cues
-            )
+            output = self._shade(features, source, band, voxels, positions[:, :, first:last], first, cue, middle_cues)
             bands.append([getattr(output, f.name)[..., top - first : bottom - first, :] for f in fields(output)])
         return FineOutput(*(torch.cat(parts, -2) for parts in zip(*bands, strict=True)))
 
@@ -167,7 +166,7 @@ class FineSamples(nn.Module):
         features: PyramidFeatures,
         source: Cameras,
         target: Cameras,
-        distribution: DepthDistribution,
+        voxels: VoxelLookup,
         positions: Float[Tensor, "batch sample height width"],
         top: int,
         ray_cue: Float[Tensor, "batch height width channel"] | None,
@@ -176,7 +175,8 @@ class FineSamples(nn.Module):
         """Everything after the draw, for a band of rows that begins at row ``top`` of the distribution's tile."""
         size = (target.height, target.width)
         samples = positions.shape[1]
-        voxels = self._voxels(distribution, positions, top)
+        pixels = pixel_centers(target.size, positions.device) + positions.new_tensor([0.0, top])
+        of_voxels = voxels.at(pixels, positions)
         positions = positions.flatten(2)  # batch sample ray
         near, far = target.near[:, None, None], target.far[:, None, None]
         looked_up, seen = self._look_up(features, source, target, 1 / near + positions * (1 / far - 1 / near))
@@ -196,7 +196,7 @@ class FineSamples(nn.Module):
                 masked_mean(matched, visibility),
                 mean_colour,
                 colour_spread * 4,
-                voxels,
+                of_voxels,
                 visibility.mean(1),
                 along,
                 order,
@@ -271,18 +271,6 @@ class FineSamples(nn.Module):
         A, b = frustum_homography(target, source)
         rays = homography_rays(A, pixel_centers(target.size, target.device).reshape(-1, 2))
         return look_up_views(features.fine, source.size, rays, b, inverse_depth, 1)
-
-    def _voxels(
-        self, distribution: DepthDistribution, positions: Float[Tensor, "batch sample height width"], top: int
-    ) -> Float[Tensor, "batch point channel"]:
-        """Coarse voxel features and log-probability, interpolated at the samples."""
-        log_probabilities = distribution.log_probabilities
-        planes = log_probabilities.shape[1]
-        cells = torch.cat([distribution.features, log_probabilities[:, None] * 0.2], 1).permute(0, 2, 3, 4, 1)
-        pixels = pixel_centers((positions.shape[3], positions.shape[2]), positions.device)
-        pixels = (pixels + pixels.new_tensor([0.0, top])) / FrustumVolume.scale
-        where = torch.cat([pixels.expand(*positions.shape, 2), (positions * planes)[..., None]], -1)
-        return trilinear_lookup(cells.contiguous(), where.flatten(1, 3))
 
     def _mix_over_tile(
         self, tokens: Float[Tensor, "batch sample ray channel"], size: tuple[int, int]

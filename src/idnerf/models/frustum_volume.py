@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from idnerf.geometry.projection import frustum_homography, homography_rays
+from idnerf.geometry.projection import frustum_homography, homography_rays, trilinear_lookup
 from idnerf.geometry.rays import pixel_centers
 from idnerf.models.activation import activate
 from idnerf.models.feature_pyramid import PyramidFeatures, ResidualBlock
@@ -38,6 +38,24 @@ class DepthDistribution:
 
     log_probabilities: Float[Tensor, "batch plane height4 width4"]
     features: Float[Tensor, "batch channel plane height4 width4"]
+
+
+class VoxelLookup:
+    """Coarse voxel features and log-probability at any point of a tile; made once per tile."""
+
+    def __init__(self, distribution: DepthDistribution):
+        log_probabilities = distribution.log_probabilities
+        self.planes = log_probabilities.shape[1]
+        cells = torch.cat([distribution.features, log_probabilities[:, None] * 0.2], 1)
+        self.cells = cells.permute(0, 2, 3, 4, 1).contiguous()
+
+    def at(
+        self, pixels: Float[Tensor, "height width 2"], positions: Float[Tensor, "batch sample height width"]
+    ) -> Float[Tensor, "batch point channel"]:
+        """At ``pixels`` of the full-resolution tile and ``positions`` in [0, 1] of inverse depth, sample by sample."""
+        cell = (pixels / FrustumVolume.scale).expand(*positions.shape, 2)
+        where = torch.cat([cell, (positions * self.planes)[..., None]], -1)
+        return trilinear_lookup(self.cells, where.flatten(1, 3))
 
 
 class VolumeUNet(nn.Module):

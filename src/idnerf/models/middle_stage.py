@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from idnerf.geometry.projection import frustum_homography, homography_rays, trilinear_lookup
+from idnerf.geometry.projection import frustum_homography, homography_rays
 from idnerf.geometry.rays import pixel_centers
 from idnerf.models.activation import activate
 from idnerf.models.feature_pyramid import PyramidFeatures, ResidualBlock, start_at_zero
-from idnerf.models.frustum_volume import DepthDistribution, FrustumVolume
+from idnerf.models.frustum_volume import DepthDistribution, VoxelLookup
 from idnerf.models.view_matching import look_up_views, masked_mean, pair_similarity
 from idnerf.rendering.sampling import sample_bins, sample_histogram
 from idnerf.types import Cameras
@@ -105,15 +105,15 @@ class MiddleStage(nn.Module):
         where in its bin a hypothesis is looked at (training)."""
         size = (target.height // self.scale, target.width // self.scale)
         edges, looked_at = self._draw(distribution, size, hypotheses, generator)
-        voxels = _Voxels(distribution, size)
-        pixels = pixel_centers((size[1], size[0]), target.device).reshape(-1, 2) * self.scale
+        centers = pixel_centers((size[1], size[0]), target.device) * self.scale
+        voxels, pixels = VoxelLookup(distribution), centers.reshape(-1, 2)
         A, b = frustum_homography(target, source)
         rays = homography_rays(A, pixels)  # batch view pixel 3
         chunk = hypotheses if torch.is_grad_enabled() else HYPOTHESES_PER_CHUNK
         tokens, agreements = [], []
         bin_widths = edges[:, 1:] - edges[:, :-1]
         for part, bin_width in zip(looked_at.split(chunk, 1), bin_widths.split(chunk, 1), strict=True):
-            cues, similarity = self._cues(features, source, target, rays, b, part, bin_width, voxels)
+            cues, similarity = self._cues(features, source, target, rays, b, part, bin_width, voxels.at(centers, part))
             tokens.append(self.embed(cues).unflatten(1, (-1, *size)))
             agreements.append(similarity.unflatten(1, (-1, *size)))
         x = self._mix(torch.cat(tokens, 1).permute(0, 4, 1, 2, 3))
@@ -150,7 +150,7 @@ class MiddleStage(nn.Module):
         b: Float[Tensor, "batch view 3"],
         positions: Float[Tensor, "batch bin height2 width2"],
         bin_widths: Float[Tensor, "batch bin height2 width2"],
-        voxels: "_Voxels",
+        voxels: Float[Tensor, "batch point voxel"],
     ) -> tuple[Float[Tensor, "batch point cue"], Float[Tensor, "batch point"]]:
         """What the tokens are made of, and the mean similarity."""
         assert features.middle is not None
@@ -166,7 +166,7 @@ class MiddleStage(nn.Module):
             masked_mean(matched, visibility),
             mean_colour,
             (masked_mean(colours.square(), visibility) - mean_colour.square()) * 4,
-            voxels.at(positions),
+            voxels,
             visibility.mean(1),
             positions.flatten(1)[..., None],
             (bin_widths.flatten(1)[..., None] + 1e-4).log() * 0.2,
@@ -187,19 +187,3 @@ class MiddleStage(nn.Module):
         below = self.lateral(by_hypothesis(activate(self.block1(below))))
         above = F.interpolate(below, size=x.shape[3:], mode="bilinear", align_corners=False)
         return self.block2(x + above.unflatten(0, (batch, bins)).transpose(1, 2))
-
-
-class _Voxels:
-    """Coarse voxel features and log-probability, interpolated at positions of the half-resolution tile."""
-
-    def __init__(self, distribution: DepthDistribution, size: tuple[int, int]):
-        log_probabilities = distribution.log_probabilities
-        self.planes = log_probabilities.shape[1]
-        cells = torch.cat([distribution.features, log_probabilities[:, None] * 0.2], 1).permute(0, 2, 3, 4, 1)
-        self.cells = cells.contiguous()
-        pixels = pixel_centers((size[1], size[0]), log_probabilities.device)
-        self.pixels = pixels * (MiddleStage.scale / FrustumVolume.scale)
-
-    def at(self, positions: Float[Tensor, "batch bin height2 width2"]) -> Float[Tensor, "batch point channel"]:
-        where = [self.pixels.expand(*positions.shape, 2), (positions * self.planes)[..., None]]
-        return trilinear_lookup(self.cells, torch.cat(where, -1).flatten(1, 3))
