@@ -35,7 +35,13 @@ from idnerf.evaluation.metrics import SSIM_WINDOW, psnr, ssim_map
 from idnerf.evaluation.report import write_report
 from idnerf.models.cascade import Cascade, CascadeConfig, Quality
 from idnerf.models.idnerf import IDNeRF, ModelConfig, read_weights
-from idnerf.models.latent import LATENT_MIDDLE, FrustumLatentInference, LatentQuery, TargetLatent
+from idnerf.models.latent import (
+    LATENT_MIDDLE,
+    LATENT_STRIDE,
+    FrustumLatentInference,
+    LatentQuery,
+    TargetLatent,
+)
 from idnerf.models.paper import PaperConfig
 from idnerf.priors.prior import Prior, PriorConfig, load_prior, unet_latent
 from idnerf.training import objectives, trainer
@@ -58,7 +64,8 @@ class Variant:
     guided: bool = False
     view_aligned: bool = False
     refinement: bool = True
-    oracle: bool = False
+    given: Literal["truth", "estimate"] | None = None
+    """The latent is not inferred but given: the true picture's own, or the prior's estimate from the sources."""
     configuration: Literal["cascade", "paper"] = "cascade"
 
 
@@ -70,7 +77,8 @@ VARIANTS = {
     "guided-aligned": Variant("guided, `pixel`, view-aligned condition", guided=True, view_aligned=True),
     "paper-latent": Variant("`paper`: latent, no guidance", configuration="paper"),
     "paper-guided": Variant("`paper`: guided, `pixel`", guided=True, configuration="paper"),
-    "oracle": Variant("latent given: the prior's own latent of the true picture", oracle=True),
+    "oracle": Variant("latent given: the prior's own latent of the true picture", given="truth"),
+    "estimate": Variant("latent given: the prior's estimate from the sources, view-aligned", given="estimate"),
     "plain": Variant("no latent, no view refinement", query="none", refinement=False),
     "latent-global": Variant("latent `global`, no guidance", query="global"),
     "paper-no-latent": Variant("`paper`: no latent", query="none", configuration="paper"),
@@ -174,43 +182,76 @@ def training(
     return config, scenes
 
 
-class OracleLatent(FrustumLatentInference):
-    """What perfect guidance would make of the latent: the prior's own latent of the true picture, for trained and for
-    evaluated targets alike. It bounds from above what any prior can do through this latent.
+class GivenLatent(FrustumLatentInference):
+    """A latent that is shown, not inferred, for trained and for evaluated targets alike: what the guidance could make
+    of it at best.
     """
 
-    def reveal(self, truth: Float[Tensor, "batch 3 height width"], prior: Prior) -> None:
-        """The picture of the next targets. Sides: multiples of 8."""
-        self.values = (1 + prior.encode(truth.to(prior.device)).float()) / 2  # inverse of ``unet_latent``
+    def show(self, values: Float[Tensor, "batch 4 cells_y cells_x"]) -> None:
+        """The U-Net's latents of the next targets."""
+        self.values = (1 + values.float()) / 2  # inverse of ``unet_latent``
 
     def forward(self, maps: Tensor, source: Cameras, target: Cameras) -> TargetLatent:
         return TargetLatent(self.values.to(maps.device), target)
 
 
-def with_oracle(model: IDNeRF) -> IDNeRF:
+def with_given_latent(model: IDNeRF) -> IDNeRF:
     """The model with its latent network replaced; its weights stay, unused, so that the run folder can be read."""
     assert isinstance(model.core, Cascade) and isinstance(model.core.latent, FrustumLatentInference)
-    model.core.latent.__class__ = OracleLatent
+    model.core.latent.__class__ = GivenLatent
     return model
 
 
-def reveal(model: IDNeRF, truth: Float[Tensor, "batch 3 height width"], prior: Prior | None) -> None:
-    """Show the next targets to a model with an oracle; any other does not look."""
-    if isinstance(model.core, Cascade) and isinstance(model.core.latent, OracleLatent):
-        assert prior is not None
-        model.core.latent.reveal(truth, prior)
+@torch.no_grad()
+def prior_estimate(
+    prior: Prior, source: Views, target: Cameras, draws: int = 4
+) -> Float[Tensor, "batch 4 cells_y cells_x"]:
+    """What the prior expects of [batch] targets given [batch view] sources alone: its clean estimate from pure noise,
+    mean over ``draws``. Score distillation at high timesteps pulls latents there. Sides: multiples of 8.
+    """
+    source, target = source.to(prior.device), target.to(prior.device)
+    size = (target.width // LATENT_STRIDE, target.height // LATENT_STRIDE)
+    condition = prior.condition(source, target, size)
+    timestep = torch.full((len(target),), prior.num_timesteps - 1, device=prior.device)
+    signal, spread = prior.signal_and_noise(timestep)
+    estimates = []
+    for seed in range(draws):
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(len(target), 4, size[1], size[0], generator=generator).to(prior.device)
+        predicted = prior.predict_noise(noise, timestep, condition)
+        estimates.append((noise - spread * predicted) / signal)
+    return torch.stack(estimates).mean(0)
 
 
-def train_with_oracle(config: TrainerConfig, scenes: ProceduralScenes, prior: Prior) -> None:
+def show(
+    model: IDNeRF,
+    variant: Variant,
+    source: Views,
+    target: Cameras,
+    truth: Float[Tensor, "batch 3 height width"] | None,
+    prior: Prior | None,
+) -> None:
+    """Show the latents of the next targets to a model that is given them; any other does not look."""
+    if variant.given is None:
+        return
+    assert prior is not None and isinstance(model.core, Cascade) and isinstance(model.core.latent, GivenLatent)
+    if variant.given == "truth":
+        assert truth is not None
+        model.core.latent.show(prior.encode(truth.to(prior.device)))
+    else:
+        model.core.latent.show(prior_estimate(prior, source, target))
+
+
+def train_with_given_latent(variant: Variant, config: TrainerConfig, scenes: ProceduralScenes, prior: Prior) -> None:
     """``train`` of a model that is shown every target's latent."""
 
     def objective(model: IDNeRF, batch: Batch, *arguments: Any, **options: Any) -> Objective:
-        reveal(model, batch.target.images, prior)
+        show(model, variant, batch.source, batch.target.cameras, batch.target.images, prior)
         return objectives.objective(model, batch, *arguments, **options)
 
     with (
         patch.object(trainer, "objective", objective),
-        patch.object(trainer, "start_model", lambda c: with_oracle(start_model(c))),
+        patch.object(trainer, "start_model", lambda c: with_given_latent(start_model(c))),
     ):
         train(config, scenes, [])
 
@@ -367,8 +408,9 @@ def finish(run: Run, evaluation: Evaluation | None, pool: Path | None, device: s
     if "trained" not in run.scores:
         config, scenes = training(run.variant, run.budget, run.seed, run.folder, pool, device)
         start = time.process_time()
-        if run.variant.oracle:
-            train_with_oracle(config, ProceduralScenes(scenes), load_prior(prior_config(run.budget, True), where))
+        if run.variant.given:
+            prior = load_prior(prior_config(run.budget, True), where)
+            train_with_given_latent(run.variant, config, ProceduralScenes(scenes), prior)
         else:
             train(config, ProceduralScenes(scenes), [])
         made = {"commit": commit(), "device": device_name(where), "processor_seconds": time.process_time() - start}
@@ -376,17 +418,17 @@ def finish(run: Run, evaluation: Evaluation | None, pool: Path | None, device: s
     if evaluation is None:
         return
     pieces = [f"procedural-{n}" for n in evaluation.num_sources]
-    real = evaluation.data is not None and not run.variant.oracle  # photos have no truth to show it in time
+    real = evaluation.data is not None and run.variant.given != "truth"  # photos have no truth to show it in time
     pieces += [f"real-{n}" for n in evaluation.num_sources] if real else []
     if all(piece in run.scores for piece in pieces):
         return
     model = IDNeRF.from_pretrained(run.folder).to(where)
-    model = with_oracle(model) if run.variant.oracle else model
+    model = with_given_latent(model) if run.variant.given else model
     for n in evaluation.num_sources:
         if f"procedural-{n}" not in run.scores and time.monotonic() < deadline:
             run.keep(f"procedural-{n}", evaluate_procedural(model, run, n, evaluation.scenes, where))
         if real and f"real-{n}" not in run.scores and time.monotonic() < deadline:
-            run.keep(f"real-{n}", evaluate_real(model, run.budget, n, evaluation, where))
+            run.keep(f"real-{n}", evaluate_real(model, run, n, evaluation, where))
 
 
 def evaluate_procedural(model: IDNeRF, run: Run, num_sources: int, limit: int, where: torch.device) -> Scores:
@@ -400,7 +442,7 @@ def evaluate_procedural(model: IDNeRF, run: Run, num_sources: int, limit: int, w
     prior = load_prior(prior_config(run.budget, True), where) if knows else None
     scenes, renderings, latents = [], [], []
     for task in tasks:
-        reveal(model, task.image[None], prior)
+        show(model, run.variant, task.source[None], task.target[None], task.image[None], prior)
         output, latent = render_with(model, task, run.budget.quality)
         renderings.append(output)
         scenes.append({"scene": task.name, **score(output, task, lpips)})
@@ -414,12 +456,15 @@ def evaluate_procedural(model: IDNeRF, run: Run, num_sources: int, limit: int, w
 
 
 def evaluate_real(
-    model: IDNeRF, budget: Budget, num_sources: int, evaluation: Evaluation, where: torch.device
+    model: IDNeRF, run: Run, num_sources: int, evaluation: Evaluation, where: torch.device
 ) -> list[Scores]:
     """PSNR on the development scenes under the protocols of the scoreboard."""
     assert evaluation.data is not None
+    budget = run.budget
+    prior = load_prior(prior_config(budget, True), where) if run.variant.given else None
 
     def render(source: Views, target: Cameras) -> RenderOutput:
+        show(model, run.variant, source[None], target[None], None, prior)
         with torch.inference_mode():
             return model.render(source, target, quality=budget.quality)
 

