@@ -520,10 +520,12 @@ def test_masked_mean_equals_the_mean_of_mean_and_variance(generator):
     torch.testing.assert_close(masked_mean(values, visible.float()[..., None]), expected)
 
 
-def test_attention_among_samples_equals_scaled_dot_product_attention(generator):
+@pytest.mark.parametrize("samples", [4, 24])
+def test_attention_among_samples_equals_scaled_dot_product_attention(samples, generator):
+    """Few samples as elementwise sums, many through the fused kernel."""
     attention = SampleAttention(6, heads=2, head_width=3)
     torch.nn.init.normal_(attention.out.weight)
-    x = torch.randn(2, 4, 5, 6, generator=generator)
+    x = torch.randn(2, samples, 5, 6, generator=generator)
     tokens = x.transpose(1, 2)  # batch ray sample channel
     q, k, v = (
         part.unflatten(-1, (2, 3)).transpose(2, 3) for part in attention.to_qkv(attention.norm(tokens)).chunk(3, -1)

@@ -30,6 +30,8 @@ from idnerf.types import Cameras
 
 POINTS_PER_BAND = 196608
 """Samples computed at once when no gradient is wanted (benchmarks/NOTES.md)."""
+MANY_SAMPLES = 16
+"""Samples per ray from which attention along the ray goes through the fused kernel."""
 REACH = 2
 """Rows that the two 3x3 convolutions over the tile reach to either side."""
 
@@ -76,7 +78,7 @@ class SampleAttention(nn.Module):
     """Self-attention among the few samples of a ray (the ray transformer of IBRNet, arXiv 2102.13090, at S = 8).
 
     With so few tokens the S x S products are cheaper as elementwise sums over whole tiles, rays last in memory, than
-    as tiny matrix products.
+    as tiny matrix products. From ``MANY_SAMPLES`` on a fused kernel keeps these products out of memory.
     """
 
     def __init__(self, width: int, heads: int = 2, head_width: int = 4):
@@ -90,6 +92,8 @@ class SampleAttention(nn.Module):
     def forward(self, x: Float[Tensor, "batch sample ray channel"]) -> Float[Tensor, "batch sample ray channel"]:
         samples = x.shape[1]
         qkv = self.to_qkv.weight @ self.norm(x).flatten(1, 2).transpose(1, 2) + self.to_qkv.bias[:, None]
+        if samples >= MANY_SAMPLES:
+            return x + self.out(self.attend_many(qkv, samples)).unflatten(1, (samples, -1))
         q, k, v = qkv.unflatten(1, (3, self.heads, self.head_width)).unflatten(-1, (samples, -1)).unbind(1)
         # unbind, not indexing: its gradient is one stack instead of one full-size sum per sample
         scores = torch.stack([(q * key[..., None, :]).sum(2) for key in k.unbind(-2)], 3)  # batch head asks answers ray
@@ -99,6 +103,16 @@ class SampleAttention(nn.Module):
         for share, value in zip(attention[1:], values[1:], strict=True):
             mixed = torch.addcmul(mixed, share[:, :, None], value[..., None, :])
         return x + self.out(mixed.flatten(1, 2).flatten(2).transpose(1, 2)).unflatten(1, (samples, -1))
+
+    def attend_many(
+        self, qkv: Float[Tensor, "batch channel sample_ray"], samples: int
+    ) -> Float[Tensor, "batch sample_ray mixed"]:
+        """Mixed values of all heads, by scaled dot-product attention."""
+        batch = len(qkv)
+        split = qkv.unflatten(1, (3, self.heads, self.head_width)).unflatten(-1, (samples, -1))
+        q, k, v = split.permute(1, 0, 5, 2, 4, 3).flatten(1, 2).contiguous().unbind()  # batch*ray head sample channel
+        mixed = F.scaled_dot_product_attention(q, k, v).unflatten(0, (batch, -1))
+        return mixed.permute(0, 3, 1, 2, 4).flatten(3).flatten(1, 2)
 
 
 class FineSamples(nn.Module):

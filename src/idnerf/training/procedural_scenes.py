@@ -18,6 +18,7 @@ from idnerf.data.procedural.pool import pack_scene, scene_path, unpack_scene
 from idnerf.data.seen import count_seen
 from idnerf.errors import InputError
 from idnerf.geometry.cameras import resize, view_distances
+from idnerf.training.camera_noise import CameraNoiseConfig, disturb
 from idnerf.training.examples import Example, bounds_from_sources, draw_int
 from idnerf.types import Cameras, Views
 
@@ -43,6 +44,8 @@ class ProceduralScenesConfig:
     """No more scenes than this are made."""
     ramp_scenes: int = 400
     """Number of scenes over which complexity rises from the easy third to its full range."""
+    camera_noise: CameraNoiseConfig = field(default_factory=CameraNoiseConfig)
+    """Errors of the source cameras; depth and visibility are those of the exact ones."""
     shrink: int = 1
     """Scenes are shrunk by this factor along each side once they are read: trials at half size, from the same pool."""
 
@@ -101,7 +104,9 @@ class ProceduralScenes:
         known = min(c.max_scenes, c.start_scenes + int(item / c.reuse))
         first = 0 if torch.rand((), generator=generator) < 0.5 else known * 3 // 4
         scene = self.scene(draw_int(first, known - 1, generator))
-        return draw_example(scene, num_sources, generator)
+        example = draw_example(scene, num_sources, generator)
+        cameras = disturb(example.source.cameras, c.camera_noise, generator)
+        return replace(example, source=replace(example.source, cameras=cameras))
 
 
 def shrunk_scene(scene: ProceduralScene, factor: int) -> ProceduralScene:
