@@ -29,6 +29,7 @@ from boards import (
     weights_hash,
     weights_row,
 )
+from error_parts import BLOCK, SHIFTS, error_parts, parts_table
 from fixed_scenes import FixedTask, fixed_scenes, fixed_task, kept_generator
 from idnerf.allocator import keep_freed_memory
 from idnerf.commands.demo import contact_sheet
@@ -324,6 +325,16 @@ def baseline_of(photo: Photo) -> float:
     return float(distances.mean() / photo.target.near)
 
 
+def photo_parts(bench: Bench, items: Sequence[Photo]) -> dict[str, Scores]:
+    """What the error of each photo is made of, by its name."""
+
+    def one(item: Photo) -> Scores:
+        output = bench.render(item.source, item.target)
+        return error_parts(output, item.image, item.source.cameras, item.target, item.window)
+
+    return {item.name: bench.kept(f"parts-{item.name}", lambda item=item: one(item)) for item in items}
+
+
 RANKS = ((0, 1, 2), (3, 4, 5), (6, 7, 8), (10, 11, 12))
 """Which of the nearest candidates are taken as sources, for wider baselines."""
 
@@ -392,6 +403,7 @@ def document(
     counts: dict[str, dict[int, float]],
     baselines: list[tuple[str, float, float]],
     gains: dict[str, list[float]],
+    parts: dict[str, Scores],
     digest: str,
     pictures: str,
 ) -> str:
@@ -452,6 +464,19 @@ def document(
         "|---" * (len(GAINS) + 1) + "|",
     ]
     lines += [f"| {name} | " + " | ".join(f"{value:.2f}" for value in values) + " |" for name, values in gains.items()]
+    if parts:
+        lines += [
+            "",
+            "## What the error on photos is made of",
+            "",
+            "*Not framed by all sources*: pixels whose rendered surface lies outside the image of a source, hidden or "
+            "not, and their share of the squared error. *Gain of moved blocks*: what the PSNR would gain if every "
+            f"block of {BLOCK}x{BLOCK} pixels lay where it fits the truth best, up to {max(SHIFTS):g} pixels away along "
+            "each axis. That bounds what errors of depth and of the cameras cost together; the target's own camera "
+            "error, which no method can see, is in it.",
+            "",
+            *parts_table(parts),
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -503,8 +528,9 @@ def main(
             baselines.append(("flower, horns", *baseline_scores(bench, data, ranks, per_scene)))
     ranges = [line for name, items in groups.items() for line in range_table(bench, items, name)]
     gains = {name: [exposure_scores(bench, gain, items, name) for gain in GAINS] for name, items in groups.items()}
+    parts = photo_parts(bench, photos(data, None)) if data is not None else {}
     relative = pictures.relative_to(out.parent).as_posix()
-    text = document(failures, ranges, counts, baselines, gains, weights_hash(weights), relative)
+    text = document(failures, ranges, counts, baselines, gains, parts, weights_hash(weights), relative)
     out.write_text(text, encoding="utf-8")
     print(f"{out}, {pictures}/limit_*.jpg")
 

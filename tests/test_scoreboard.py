@@ -30,6 +30,7 @@ scenes_on_disk = importlib.import_module("fixed_scenes")
 curves = importlib.import_module("calibration")
 made = importlib.import_module("limit_scenes")
 limits = importlib.import_module("limits")
+parts = importlib.import_module("error_parts")
 
 DATA = Path(str(resources.files("idnerf")))
 CPU = torch.device("cpu")
@@ -300,6 +301,27 @@ def test_exposure_is_a_factor_on_linear_light():
     image = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(0)) * 0.5
     torch.testing.assert_close(limits.exposed(limits.exposed(image, 2.0), 0.5), image, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(limits.exposed(image, 1.0), image, atol=1e-6, rtol=1e-5)
+
+
+def test_the_parts_of_a_photo_s_error(generator):
+    """A block that lies elsewhere is moved back; what a source does not frame is counted with its error."""
+    coarse = torch.rand(1, 3, 16, 20, generator=generator)
+    truth = torch.nn.functional.interpolate(coarse, size=(128, 160), mode="bicubic")[0].clamp(0, 1)
+    moved = parts.shifted(truth, 0.75, -0.5)
+    K = torch.tensor([[160.0, 0, 80], [0, 160, 64], [0, 0, 1]])
+    target = Cameras(torch.eye(4), K, (160, 128), torch.tensor(1.0), torch.tensor(9.0))
+    source = Cameras(torch.eye(4).repeat(2, 1, 1), K.expand(2, 3, 3), (160, 128), torch.ones(2), 9 * torch.ones(2))
+    source.c2w[1, 0, 3] = 0.5  # its picture ends 40 pixels before the target's at depth 2
+    depth = torch.full((128, 160), 2.0)
+    output = RenderOutput(moved, depth, depth)
+    window = (slice(0, 128), slice(0, 160))
+    found = parts.error_parts(output, truth, source, target, window)
+    assert found["cut"] == pytest.approx(40 / 160, abs=0.01)
+    assert 0.15 < found["error_there"] < 0.35
+    assert found["moved"] - found["unmoved"] > 8 and found["psnr"] == pytest.approx(found["unmoved"], abs=0.01)
+    exact = parts.error_parts(RenderOutput(truth, depth, depth), truth, source, target, window)
+    assert exact["moved"] == exact["unmoved"] and exact["psnr_elsewhere"] > 60
+    assert "+0.00" in parts.parts_table({"photo": exact})[-1]
 
 
 def test_measurements_are_kept(tmp_path):
