@@ -46,10 +46,11 @@ from idnerf.training.losses import (
     depth_histogram,
     inverse_depth_position,
     laplace_negative_log_likelihood,
+    mean_squared_error,
     psnr_of_mse,
     ssim_loss,
 )
-from idnerf.training.objectives import LossConfig, objective
+from idnerf.training.objectives import LossConfig, colour_weights, objective
 from idnerf.training.optimizer import (
     OptimizerConfig,
     make_optimizer,
@@ -119,6 +120,31 @@ def test_ssim_loss_is_zero_for_equal_images_and_agrees_with_scikit_image(generat
         ]
     )
     assert ssim_loss(a, b).item() == pytest.approx((1 - expected) / 2, abs=1e-4)
+
+
+@pytest.mark.parametrize("loss", [mean_squared_error, charbonnier, ssim_loss])
+def test_pixels_of_weight_0_do_not_count_in_image_losses(loss, generator):
+    truth = torch.rand(1, 3, 16, 20, generator=generator)
+    weights = torch.ones(1, 1, 16, 20)
+    weights[..., 10:] = 0
+    wrong = torch.cat([truth[..., :10], torch.rand(1, 3, 16, 10, generator=generator)], -1)
+    right = torch.cat([torch.rand(1, 3, 16, 4, generator=generator), truth[..., 4:]], -1)
+    reach = 0.02 if loss is ssim_loss else 0.0  # windows on the border have a share of both
+    assert loss(wrong, truth, weights).item() == pytest.approx(0, abs=1e-6 + 5 * reach)
+    assert loss(right, truth, weights).item() > 0.02
+    torch.testing.assert_close(loss(right, truth, torch.ones_like(weights)), loss(right, truth))
+
+
+def test_unseen_pixels_count_less_where_the_data_knows_them():
+    example = tiny_example()
+    batch = stack_examples([example])
+    seen = torch.zeros_like(batch.target.images[:, 0])
+    seen[..., ::2] = 2
+    batch = replace(batch, seen=seen)
+    assert colour_weights(batch, LossConfig()) is None
+    assert colour_weights(replace(batch, seen=None), LossConfig(unseen=0.2)) is None
+    weights = colour_weights(batch, LossConfig(unseen=0.25))
+    assert weights is not None and weights[..., ::2].unique().item() == 1 and weights[..., 1::2].unique().item() == 0.25
 
 
 @pytest.mark.parametrize("loss", [charbonnier, ssim_loss])
@@ -221,7 +247,7 @@ def test_losses_of_a_perfect_cascade_picture_see_only_what_is_wrong():
     assert set(terms(batch, config)) == {"mse", *of_depth}
     assert all(terms(unknown, config)[name] == 0 for name in of_depth)
     assert set(terms(replace(batch, depth=None), config)) == {"mse"}
-    weights = {f.name for f in dataclasses.fields(LossConfig)}
+    weights = {f.name for f in dataclasses.fields(LossConfig)} - {"unseen"}
     assert set(terms(batch, ALL_TERMS)) == {*weights, "middle_distribution"}  # weighted like the coarse one
 
 

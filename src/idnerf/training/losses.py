@@ -6,17 +6,41 @@ from jaxtyping import Float
 from torch import Tensor
 
 
+Weights = Float[Tensor, "batch 1 height width"]
+"""What each pixel's error is multiplied by; the mean is over the number of pixels all the same."""
+
+
+def weighted_mean(errors: Float[Tensor, "*shape"], weights: Weights | None) -> Float[Tensor, ""]:
+    """Mean over everything of the errors times ``weights`` (None: 1)."""
+    return errors.mean() if weights is None else (errors * weights).mean()
+
+
+def mean_squared_error(
+    prediction: Float[Tensor, "*shape"], truth: Float[Tensor, "*shape"], weights: Weights | None = None
+) -> Float[Tensor, ""]:
+    """mean e^2."""
+    return weighted_mean((prediction - truth).square(), weights)
+
+
 def charbonnier(
-    prediction: Float[Tensor, "*shape"], truth: Float[Tensor, "*shape"], epsilon: float = 0.01
+    prediction: Float[Tensor, "*shape"],
+    truth: Float[Tensor, "*shape"],
+    weights: Weights | None = None,
+    epsilon: float = 0.01,
 ) -> Float[Tensor, ""]:
     """mean sqrt(e^2 + epsilon^2) - epsilon: squared error below ``epsilon``, absolute error above."""
-    return ((prediction - truth).square() + epsilon**2).sqrt().mean() - epsilon
+    return weighted_mean(((prediction - truth).square() + epsilon**2).sqrt() - epsilon, weights)
 
 
 def ssim_loss(
-    prediction: Float[Tensor, "batch 3 height width"], truth: Float[Tensor, "batch 3 height width"]
+    prediction: Float[Tensor, "batch 3 height width"],
+    truth: Float[Tensor, "batch 3 height width"],
+    weights: Weights | None = None,
 ) -> Float[Tensor, ""]:
-    """(1 - SSIM) / 2 with a 7x7 box window and data range 1 (Wang et al. 2004), windows inside the image."""
+    """(1 - SSIM) / 2 with a 7x7 box window and data range 1 (Wang et al. 2004), windows inside the image.
+
+    A window has the mean of its pixels' ``weights``.
+    """
 
     def blur(x: Tensor) -> Tensor:
         return F.avg_pool2d(x, 7, stride=1)
@@ -28,7 +52,7 @@ def ssim_loss(
     c1, c2 = 0.01**2, 0.03**2
     luminance = (2 * mean_p * mean_t + c1) / (mean_p.square() + mean_t.square() + c1)
     structure = (2 * covariance + c2) / (variance_p + variance_t + c2)
-    return (1 - (luminance * structure).mean()) / 2
+    return weighted_mean(1 - luminance * structure, None if weights is None else blur(weights)) / 2
 
 
 def inverse_depth_position(

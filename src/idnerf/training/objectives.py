@@ -17,11 +17,13 @@ from idnerf.models.idnerf import IDNeRF
 from idnerf.models.latent import TargetLatent
 from idnerf.models.paper import PaperModel
 from idnerf.training.losses import (
+    Weights,
     bin_cross_entropy,
     charbonnier,
     depth_histogram,
     inverse_depth_position,
     laplace_negative_log_likelihood,
+    mean_squared_error,
     ssim_loss,
 )
 from idnerf.types import Batch
@@ -43,6 +45,9 @@ class LossConfig:
     """Cross-entropy of the coarse depth distribution, and of the middle stage's, against exact depth; cascade only."""
     depth: float = 0.0
     """Absolute error of the expected position in inverse depth, in units of near-to-far; cascade only."""
+    unseen: float = 1.0
+    """Factor on the colour errors of pixels that fewer than two sources see, where the data knows them: nothing can
+    render most of them right, and they hold most of the squared error; cascade only."""
     confidence: float = 0.0
     """Negative log-likelihood of the error that the model predicts for its own colour; cascade only."""
 
@@ -85,14 +90,15 @@ def cascade_objective(
     output = core(core.encode(batch.source), target, quality=quality, generator=generator)
     truth, rgb = batch.target.images, output.render.rgb
     height, width = target.height, target.width
-    mse = (rgb - truth).square().mean()
-    terms = {"mse": config.mse * mse}
+    mse = mean_squared_error(rgb, truth)
+    weights = colour_weights(batch, config)
+    terms = {"mse": config.mse * mean_squared_error(rgb, truth, weights)}
     if config.charbonnier:
-        terms["charbonnier"] = config.charbonnier * charbonnier(rgb, truth)
+        terms["charbonnier"] = config.charbonnier * charbonnier(rgb, truth, weights)
     if config.ssim:
-        terms["ssim"] = config.ssim * ssim_loss(rgb, truth)
+        terms["ssim"] = config.ssim * ssim_loss(rgb, truth, weights)
     if config.blend:
-        terms["blend"] = config.blend * charbonnier(output.blended[..., :height, :width], truth)
+        terms["blend"] = config.blend * charbonnier(output.blended[..., :height, :width], truth, weights)
     if batch.depth is not None:
         weight = (batch.depth > 0).to(rgb.dtype)
         if batch.seen is not None:  # depth that no source shows is a guess: ask less firmly for it
@@ -123,6 +129,13 @@ def cascade_objective(
         scale_map = output.error_scale[:, :height, :width]
         terms["confidence"] = config.confidence * laplace_negative_log_likelihood(error, scale_map)
     return Objective(terms, mse.detach(), rays=rgb.shape[0] * height * width, latent=output.latent)
+
+
+def colour_weights(batch: Batch, config: LossConfig) -> Weights | None:
+    """Factors on the target pixels' colour errors; None where that is not known, or all are alike."""
+    if batch.seen is None or config.unseen == 1:
+        return None
+    return torch.where(batch.seen >= 2, 1.0, config.unseen)[:, None].to(batch.target.images.dtype)
 
 
 def paper_objective(
