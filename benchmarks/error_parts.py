@@ -1,4 +1,4 @@
-"""What the error of a rendered photo is made of: what no source shows, and what lies a fraction of a pixel elsewhere."""
+"""What the error of a rendered photo is made of: what no source shows, and what lies a fraction of a pixel away."""
 
 import torch
 import torch.nn.functional as F

@@ -471,7 +471,7 @@ def document(
             "",
             "*Not framed by all sources*: pixels whose rendered surface lies outside the image of a source, hidden or "
             "not, and their share of the squared error. *Gain of moved blocks*: what the PSNR would gain if every "
-            f"block of {BLOCK}x{BLOCK} pixels lay where it fits the truth best, up to {max(SHIFTS):g} pixels away along "
+            f"block of {BLOCK}x{BLOCK} pixels lay where it fits the truth best, up to {max(SHIFTS):g} pixels away on "
             "each axis. That bounds what errors of depth and of the cameras cost together; the target's own camera "
             "error, which no method can see, is in it.",
             "",

@@ -73,7 +73,7 @@ def test_rotation_is_about_the_vector_s_direction():
 
 
 def test_bad_numbers_are_named():
-    with pytest.raises(InputError, match="camera-noise.share: expected a share"):
+    with pytest.raises(InputError, match=r"camera-noise\.share: expected a share"):
         CameraNoiseConfig(share=2.0)
-    with pytest.raises(InputError, match="camera-noise.lens-shift: expected 0 to 0.1"):
+    with pytest.raises(InputError, match=r"camera-noise\.lens-shift: expected 0 to 0\.1"):
         CameraNoiseConfig(lens_shift=3.0)

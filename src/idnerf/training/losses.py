@@ -5,7 +5,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-
 Weights = Float[Tensor, "batch 1 height width"]
 """What each pixel's error is multiplied by; the mean is over the number of pixels all the same."""
 
