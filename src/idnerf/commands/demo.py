@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from idnerf.commands.options import check_frames, check_writable, choose_device, load_model, progress_bar
+from idnerf.commands.options import check_frames, check_writable, choose_device, counted, load_model, progress_bar
 from idnerf.data.image_io import write_png
 from idnerf.data.load import demo_folder, load_scene
 from idnerf.evaluation.evaluator import render_inputs
@@ -17,6 +17,7 @@ from idnerf.evaluation.protocols import Task
 from idnerf.evaluation.references import REFERENCES
 from idnerf.geometry.trajectories import camera_path
 from idnerf.rendering.colormap import colorize_depth, colorize_error
+from idnerf.rendering.frames import made_at_once
 from idnerf.video import write_video
 
 TARGET = 0
@@ -60,13 +61,13 @@ def demo(out: Path = Path("out/demo"), *, frames: int = 30, device: str = "auto"
         path = camera_path("spiral", source.cameras, frames)
         with progress_bar("video") as update:
 
-            def pictures():
-                for number in range(frames):
+            def picture(number: int) -> Tensor:
+                with torch.inference_mode():  # of this thread
                     frame = model.render_target(features, path[number][None], quality="fast")
-                    yield torch.cat([frame.rgb[0].cpu(), colorize_depth(frame.depth[0].cpu(), near, far)], -1)
-                    update(number + 1, frames)
+                    return torch.cat([frame.rgb[0].cpu(), colorize_depth(frame.depth[0].cpu(), near, far)], -1)
 
-            write_video(out / "video.mp4", pictures(), fps=15.0)
+            pictures = made_at_once(frames, picture, where)
+            write_video(out / "video.mp4", counted(pictures, frames, update), fps=15.0)
     print(f"{out}: comparison.png, depth.png, video.mp4 ({frames} frames, colour beside depth)")
 
 

@@ -3,14 +3,16 @@
 import contextlib
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
 from idnerf.data.scene import Scene
 from idnerf.errors import InputError
+
+Item = TypeVar("Item")
 
 DEFAULT_LONGER_SIDE = 960
 """Photos larger than this are worked on at this size unless --size says otherwise."""
@@ -108,6 +110,13 @@ def progress_bar(title: str, *, quiet: bool = False) -> Iterator[Any]:
     with Progress(console=Console(stderr=True), disable=quiet or not sys.stderr.isatty(), transient=True) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def counted(items: Iterable[Item], total: int, update: Callable[[int, int], Any]) -> Iterator[Item]:
+    """The items, each told to ``progress_bar``'s update once it has been used."""
+    for number, item in enumerate(items):
+        yield item
+        update(number + 1, total)
 
 
 def check_writable(path: Path, *, folder: bool = False) -> None:

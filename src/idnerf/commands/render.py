@@ -15,6 +15,7 @@ from idnerf.commands.options import (
     check_writable,
     choose_device,
     choose_precision,
+    counted,
     load_model,
     parse_size,
     parse_views,
@@ -29,6 +30,7 @@ from idnerf.geometry.cameras import view_distances
 from idnerf.geometry.trajectories import camera_path
 from idnerf.ranks import join_ranks
 from idnerf.rendering.colormap import colorize_depth
+from idnerf.rendering.frames import made_at_once
 from idnerf.types import Cameras, RenderOutput
 from idnerf.video import VIDEO_SUFFIXES, write_frames, write_video
 
@@ -109,15 +111,18 @@ def render(
         with progress_bar("rendering", quiet=not ranks.first) as update:
 
             def frame(number: int) -> RenderOutput:
-                output = model.render_target(features, cameras[number][None].to(where), quality=quality)
-                update(number + 1, len(cameras))
-                return output.map(lambda x: x.float().cpu())
+                with torch.inference_mode():  # of this thread
+                    output = model.render_target(features, cameras[number][None].to(where), quality=quality)
+                    return output.map(lambda x: x.float().cpu())
 
-            outputs = ranks.made_in_order(len(cameras), frame)
+            if ranks.world == 1:
+                outputs = made_at_once(len(cameras), frame, where)
+            else:
+                outputs = ranks.made_in_order(len(cameras), frame)
             if not ranks.first:
                 list(outputs)
                 return
-            count = write_outputs(out, outputs, cameras, depth, fps)
+            count = write_outputs(out, counted(outputs, len(cameras), update), cameras, depth, fps)
     seconds = time.perf_counter() - start
     names = ", ".join(str(loaded.view_ids[i]) for i in chosen)
     print(
