@@ -236,6 +236,24 @@ def test_dropping_parts_of_a_condition(generator):
     assert dropped.map.sum((2, 3)).eq(0).tolist() == [[True] * 9, *[[False] * 2 + [True] * 7] * 2, [False] * 9]
 
 
+def test_a_training_goes_on_from_a_prior_and_keeps_its_autoencoder(run, config, tmp_path):
+    """All steps are the U-Net's, and sizes are the prior's own, whatever the options say."""
+    further = replace(config, init=str(run / "prior"), out=tmp_path / "further", sizes=SmallPriorConfig(planes=7))
+    train_small_prior(further, torch.device("cpu"))
+    before, after = (load_small_prior(str(r / "prior")) for r in (run, tmp_path / "further"))
+    assert after.config == TINY
+    for name, value in before.autoencoder.state_dict().items():
+        assert torch.equal(value, after.autoencoder.state_dict()[name]), name
+    moved = [not torch.equal(a, b) for a, b in zip(before.unet.parameters(), after.unet.parameters(), strict=True)]
+    assert any(moved)
+    kinds = [json.loads(line)["kind"] for line in (tmp_path / "further" / "log.jsonl").read_text().splitlines()]
+    assert kinds.count("unet") == config.unet_steps and "autoencoder" not in kinds
+    with pytest.raises(InputError, match=r"--init: .* was started with .*prior, got none"):
+        train_small_prior(replace(config, resume=tmp_path / "further"), torch.device("cpu"))
+    with pytest.raises(InputError, match="holds no small prior"):
+        train_small_prior(replace(further, init=str(tmp_path), out=tmp_path / "other"), torch.device("cpu"))
+
+
 def test_a_run_is_not_resumed_with_another_autoencoder(run, config):
     with pytest.raises(InputError, match=r"--autoencoder-steps: .* was started with 2, got 5"):
         train_small_prior(replace(config, resume=run, autoencoder_steps=5), torch.device("cpu"))

@@ -260,10 +260,10 @@ def model_index() -> dict[str, Any]:
     }
 
 
-def load_small_prior(
-    path: str | None = None, device: torch.device | str = "cpu", *, view_aligned: bool = True
-) -> SmallPrior:
-    """Read a folder that `idnerf train-prior` wrote; half precision on a GPU.
+def load_networks(
+    path: str | None = None, dtype: torch.dtype = torch.float32
+) -> tuple[SmallNetworks, SmallPriorConfig, Schedule, str]:
+    """Networks as they are in a folder that `idnerf train-prior` wrote, their sizes, the schedule, the folder's name.
 
     Args:
         path: the folder; None takes the one that comes with the package.
@@ -281,7 +281,6 @@ def load_small_prior(
         )
     tensors, metadata = read_tensors(folder / TOKENS_FILE, "source tokens")
     config = small_prior_config(metadata.get("small_prior"), folder)
-    dtype = torch.float16 if torch.device(device).type == "cuda" else torch.float32
     source = ModelSource(str(folder), folder, None)
     networks = SmallNetworks(
         load_autoencoder(source, dtype), load_unet(source, dtype), SourceTokens(config.token_width)
@@ -290,8 +289,16 @@ def load_small_prior(
         networks.tokens.load_state_dict(parameters_from_half(tensors))
     except RuntimeError as error:
         raise InputError(f"{folder / TOKENS_FILE} does not fit its own configuration; train the prior anew") from error
-    prior = SmallPrior(networks, load_schedule(source), config, view_aligned=view_aligned, name=str(folder))
-    return prior.to(device)
+    return networks, config, load_schedule(source), str(folder)
+
+
+def load_small_prior(
+    path: str | None = None, device: torch.device | str = "cpu", *, view_aligned: bool = True
+) -> SmallPrior:
+    """The frozen prior of a folder (``load_networks``); half precision on a GPU."""
+    dtype = torch.float16 if torch.device(device).type == "cuda" else torch.float32
+    networks, config, schedule, name = load_networks(path, dtype)
+    return SmallPrior(networks, schedule, config, view_aligned=view_aligned, name=name).to(device)
 
 
 def small_prior_config(values: Any, folder: Path) -> SmallPriorConfig:

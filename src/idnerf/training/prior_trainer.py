@@ -1,14 +1,14 @@
 """Training of the small latent diffusion prior: first the autoencoder, then the U-Net on its latents.
 
 Steps 0 .. A-1     autoencoder: crops -> latents -> crops
-after step A-1     its latents get zero mean and unit variance; from here on it is frozen
+after step A-1     its latents get zero mean and unit variance; from here on it is frozen (A = 0 with `--init`)
 Steps A .. A+U-1   U-Net and source tokens: noisy target latents, condition -> v (arXiv 2202.00512)
 
 Like every training here, a step is a function of (seed, step): a run that is resumed gives the same weights on the CPU.
 """
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from idnerf.priors.latent_diffusion import (
     SmallNetworks,
     SmallPrior,
     SmallPriorConfig,
+    load_networks,
     make_condition,
     new_networks,
     new_schedule,
@@ -53,6 +54,9 @@ class PriorTrainerConfig:
     """Run folder: `prior/` in diffusers' format, training state, log, pictures."""
     resume: Path | None = None
     """Run folder to continue, with the options it was started with."""
+    init: str | None = None
+    """Small prior to go on from, a folder or `default` (the package's): its autoencoder and sizes are kept, and all
+    steps are the U-Net's."""
     scenes: Path | None = None
     """A scene, or a folder of scenes, of any format that idnerf reads; none takes procedural scenes."""
     pool: Path | None = None
@@ -153,6 +157,11 @@ class PriorTrainerConfig:
         is_file = self.pool is not None and self.pool.exists() and not self.pool.is_dir()
         require(not is_file, "pool", "a folder", f"the file {self.pool}")
 
+    @property
+    def first_steps(self) -> int:
+        """Steps before the U-Net's begin."""
+        return 0 if self.init is not None else self.autoencoder_steps
+
 
 def require(holds: bool, name: str, expected: str, got: Any) -> None:
     if not holds:
@@ -172,7 +181,12 @@ def train_small_prior(config: PriorTrainerConfig, device: torch.device) -> Path:
     if config.resume is None and (run / STATE_FILE).exists():
         raise InputError(f"{run} holds a training already: continue it with --resume {run}, or give another --out")
     torch.manual_seed(config.seed)
-    networks = new_networks(config.sizes).to(device)
+    if config.init is None:
+        networks = new_networks(config.sizes).to(device)
+    else:
+        networks, sizes, _, _ = load_networks(None if config.init == "default" else config.init)
+        networks, config = networks.to(device), replace(config, sizes=sizes)
+        networks.autoencoder.requires_grad_(False)
     ema = {name: value.clone() for name, value in networks.state_dict().items()}
     optimizer = make_prior_optimizer(networks, config)
     start = 0
@@ -181,11 +195,14 @@ def train_small_prior(config: PriorTrainerConfig, device: torch.device) -> Path:
         begun = state.config.get("autoencoder_steps")
         if begun != config.autoencoder_steps:  # it says where the U-Net's steps begin
             raise InputError(f"--autoencoder-steps: {run} was started with {begun}, got {config.autoencoder_steps}")
+        if state.config.get("init") != config.init:  # so does this
+            begun = state.config.get("init")
+            raise InputError(f"--init: {run} was started with {begun or 'none'}, got {config.init or 'none'}")
         restore(state, networks, ema, optimizer)
         start = state.step
     groups, held_out = make_groups(config)
     training = PriorTraining(config, networks, ema, optimizer, groups, held_out, run)
-    total = config.autoencoder_steps + config.unet_steps
+    total = config.first_steps + config.unet_steps
     log = RunLog(run, total, start)
     try:
         for step in range(start, total):
@@ -239,8 +256,8 @@ class PriorTraining:
     def step(self, step: int, log: RunLog) -> None:
         """One step, and what is due after it: the switch to the U-Net, log, checkpoint, measurements."""
         c = self.config
-        first = step < c.autoencoder_steps
-        within, steps = (step, c.autoencoder_steps) if first else (step - c.autoencoder_steps, c.unet_steps)
+        first = step < c.first_steps
+        within, steps = (step, c.first_steps) if first else (step - c.first_steps, c.unet_steps)
         set_learning_rate(self.optimizer, one_cycle(within / steps, OptimizerConfig()))
         self.optimizer.zero_grad()
         terms = self.autoencoder_terms(step) if first else self.unet_terms(step)
