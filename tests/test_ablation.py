@@ -12,9 +12,10 @@ import torch
 
 from idnerf.data.procedural import ProceduralConfig, generate_scene
 from idnerf.errors import InputError
+from idnerf.models.idnerf import IDNeRF, ModelConfig
 from idnerf.priors.gaussian import GaussianPrior
-from idnerf.priors.latent_diffusion import SmallPriorConfig, new_networks, save_small_prior
-from idnerf.training.procedural_scenes import ProceduralScenesConfig
+from idnerf.priors.latent_diffusion import SmallPriorConfig, load_small_prior, new_networks, save_small_prior
+from idnerf.training.procedural_scenes import ProceduralScenesConfig, draw_example
 from idnerf.training.state import STATE_FILE
 from idnerf.types import RenderOutput
 from tiny_cases import TINY_CASCADE, TINY_PAPER, tiny_example
@@ -26,6 +27,7 @@ sys.path.insert(0, str(BENCHMARKS))
 ablation = importlib.import_module("ablation")
 tables = importlib.import_module("ablation_table")
 boards = importlib.import_module("boards")
+knowledge = importlib.import_module("latent_knowledge")
 
 TINY_SCENE = ProceduralConfig(size=(48, 32), num_views=4, complexity=(0.0, 0.1), supersample=1)
 TINY_PRIOR = SmallPriorConfig(
@@ -189,3 +191,29 @@ def test_the_table_gives_means_spreads_and_differences():
     assert "| with - without | +0.50 ± 0.00 (100%) |" in text
     assert tables.with_spread([None, None], 2) == "-"
     assert tables.with_spread([1.0], 2, signed=True) == "+1.00"
+
+
+def test_the_share_of_variance_that_is_explained(generator):
+    """1 of the truth itself, 0 of its mean, 1 of any affine mixture of inputs that determine it."""
+    truth = torch.randn(4, 500, generator=generator) * 2 + 1
+    assert knowledge.explained(truth, truth) == 1
+    assert knowledge.explained(truth.mean(1, keepdim=True).expand_as(truth), truth) == pytest.approx(0, abs=1e-6)
+    mixed = torch.randn(4, 4, generator=generator) @ truth + 3
+    assert knowledge.explained(knowledge.best_linear(mixed, truth), truth) == pytest.approx(1, abs=1e-4)
+    noise = truth + torch.randn(4, 500, generator=generator) * 2  # half of its variance is the truth's
+    assert knowledge.explained(knowledge.best_linear(noise, truth), truth) == pytest.approx(0.5, abs=0.06)
+    half = torch.arange(500) < 250
+    wrong = torch.where(half, truth, truth + 5)
+    assert knowledge.explained(wrong, truth, half) == 1 and knowledge.explained(wrong, truth, ~half) < 0
+
+
+def test_what_is_known_of_a_latent_is_measured_on_maps_of_one_size(tmp_path):
+    folder = tmp_path / "prior"
+    save_small_prior(new_networks(TINY_PRIOR), TINY_PRIOR, folder)
+    priors = [load_small_prior(str(folder), view_aligned=aligned) for aligned in (True, False)]
+    example = draw_example(generate_scene(7, TINY_SCENE), 3, torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    model = IDNeRF(ModelConfig(cascade=TINY_CASCADE)).eval()
+    maps = knowledge.knowledge(example, model, *priors)
+    assert {tuple(m.shape[1:]) for m in maps.values()} == {(4, 6)}
+    assert maps["truth"].shape[0] == 4 and maps["unseen"].dtype == torch.bool
