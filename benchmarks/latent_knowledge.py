@@ -1,14 +1,13 @@
 """What can be known of the target's latent: a prior's estimate beside what the sources show without any prior.
 
-python benchmarks/latent_knowledge.py --pool POOL --scenes 30
-python benchmarks/latent_knowledge.py --pool POOL --scenes 30 --prior RUN/prior
+python benchmarks/latent_knowledge.py
+python benchmarks/latent_knowledge.py --prior RUN/prior
 
 Prints the share of the true latents' variance that each explains (1: all, 0: their mean), over all latent cells and
-over those that fewer than two sources see. POOL: procedural scenes that the prior was not trained on.
+over those that fewer than two sources see. Held-out procedural scenes, from easy to hard.
 """
 
 import sys
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -18,13 +17,14 @@ from torch import Tensor
 
 from ablation import prior_estimate
 from idnerf.commands.options import load_model
+from idnerf.data.procedural.config import ProceduralConfig
 from idnerf.errors import InputError
 from idnerf.models.idnerf import IDNeRF
 from idnerf.models.latent import LATENT_STRIDE, FrustumLatentInference
 from idnerf.priors.latent_diffusion import SmallPrior, load_small_prior
 from idnerf.priors.view_alignment import align_sources
-from idnerf.training.examples import Example, seeded
-from idnerf.training.procedural_scenes import ProceduralScenes, ProceduralScenesConfig, draw_example
+from idnerf.training.examples import Example
+from idnerf.training.procedural_scenes import held_out_examples
 
 NUM_SOURCES = 3
 Cells = Float[Tensor, "channel cell"]
@@ -73,22 +73,18 @@ def knowledge(
     }
 
 
-def main(pool: Path, scenes: int = 30, first_seed: int = 0, prior: str | None = None, weights: str = "default") -> None:
+def main(scenes: int = 30, prior: str | None = None, weights: str = "default") -> None:
     """Measure, print a table.
 
     Args:
-        pool: folder of procedural scenes (288x208).
-        scenes: how many of them.
-        first_seed: seed of the first one.
+        scenes: how many; they are made anew, about a second each.
         prior: folder of the small prior; none takes the one that comes with the package.
         weights: of the model without latent.
     """
-    provider = ProceduralScenes(ProceduralScenesConfig(pool=pool, first_seed=first_seed))
     priors = [load_small_prior(prior, view_aligned=aligned) for aligned in (True, False)]
     model = load_model(weights, torch.device("cpu"))
     found: dict[str, list[Tensor]] = {}
-    for number in range(scenes):
-        example = draw_example(provider.scene(number), NUM_SOURCES, seeded(number))
+    for example in held_out_examples(ProceduralConfig(size=(288, 208)), scenes, NUM_SOURCES):
         for name, values in knowledge(example, model, *priors).items():
             found.setdefault(name, []).append(values.flatten(1))
     cells = {name: torch.cat(values, 1) for name, values in found.items()}

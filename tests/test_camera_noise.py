@@ -1,12 +1,17 @@
 """Camera errors of the training: what they move, and what they leave."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from idnerf.data.procedural.config import ProceduralConfig
 from idnerf.errors import InputError
 from idnerf.geometry.projection import project
 from idnerf.geometry.rays import image_rays, pixel_centers
 from idnerf.training.camera_noise import CameraNoiseConfig, disturb, rotation, with_shifted_lens
+from idnerf.training.examples import seeded
+from idnerf.training.procedural_scenes import ProceduralScenes, ProceduralScenesConfig
 from tiny_cases import cameras_on_a_wall
 
 
@@ -37,12 +42,11 @@ def test_a_shifted_lens_leaves_the_middle_and_bends_the_edges(depth, generator):
 
 def test_errors_have_the_size_that_is_asked_for(generator):
     cameras = cameras_on_a_wall(400, (64, 48), generator)
-    torch.manual_seed(0)
     spreads = []
     for _ in range(20):
         wrong = disturb(cameras, CameraNoiseConfig(1.0, 0.0, 0.01), generator)
         near = float(cameras.near[0])
-        middle = displacement(cameras[:, None][:, 0], wrong, near)[:, 24, 32]
+        middle = displacement(cameras, wrong, near)[:, 24, 32]
         spreads.append(middle.std().item() / 64)
     # rotation and position each move it by 0.01 widths times a number drawn from [0, 1]
     assert max(spreads) == pytest.approx(0.01 * 2**0.5, rel=0.25)
@@ -65,6 +69,25 @@ def test_a_share_of_the_examples_is_wrong_and_none_of_share_0(generator):
     assert torch.equal(generator.get_state(), state)  # the examples are those of before
     wrong = [disturb(cameras, CameraNoiseConfig(share=0.3), generator) is not cameras for _ in range(300)]
     assert sum(wrong) / 300 == pytest.approx(0.3, abs=0.09)
+
+
+def test_examples_have_wrong_source_cameras_and_nothing_else_wrong(tmp_path):
+    scene = ProceduralConfig(size=(48, 32), num_views=4, complexity=(0.0, 0.1), supersample=1)
+    config = ProceduralScenesConfig(scene=scene, pool=tmp_path, start_scenes=1, max_scenes=1)
+    exact, wrong = (
+        ProceduralScenes(replace(config, camera_noise=CameraNoiseConfig(share=share))).example(0, 2, seeded(3))
+        for share in (0.0, 1.0)
+    )
+    assert torch.equal(exact.source.images, wrong.source.images)
+    assert torch.equal(exact.target.images, wrong.target.images)
+    assert torch.equal(exact.target.cameras.c2w, wrong.target.cameras.c2w)
+    assert torch.equal(exact.target.cameras.near, wrong.target.cameras.near)
+    assert exact.depth is not None and exact.seen is not None and wrong.depth is not None and wrong.seen is not None
+    assert torch.equal(exact.depth, wrong.depth) and torch.equal(exact.seen, wrong.seen)
+    for part in ("K", "c2w"):
+        a, b = (getattr(example.source.cameras, part) for example in (exact, wrong))
+        assert not torch.equal(a, b)
+        torch.testing.assert_close(a, b, atol=0.1 * float(a.abs().max()), rtol=0)
 
 
 def test_rotation_is_about_the_vector_s_direction():

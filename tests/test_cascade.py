@@ -521,8 +521,9 @@ def test_masked_mean_equals_the_mean_of_mean_and_variance(generator):
 
 
 @pytest.mark.parametrize("samples", [4, 24])
-def test_attention_among_samples_equals_scaled_dot_product_attention(samples, generator):
-    """Few samples as elementwise sums, many through the fused kernel."""
+def test_attention_among_samples_equals_scaled_dot_product_attention(samples, generator, monkeypatch):
+    """Few samples as elementwise sums, many through the fused kernel, so many rays at a time."""
+    monkeypatch.setattr(fine_samples, "MOST_RAYS", 3)
     attention = SampleAttention(6, heads=2, head_width=3)
     torch.nn.init.normal_(attention.out.weight)
     x = torch.randn(2, samples, 5, 6, generator=generator)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from idnerf.models.idnerf import IDNeRF
-from idnerf.rendering.frames import MOST_FRAMES, made_at_once
+from idnerf.rendering.frames import MOST_FRAMES, frames_at_once, made_at_once
 from tiny_cases import TINY_MODELS, tiny_example, waken
 
 
@@ -19,17 +19,26 @@ def four_threads():
 
 
 def test_frames_come_in_order_and_overlap(four_threads):
-    """Every frame waits for another that runs at the same time: one after the other, the first would wait in vain."""
+    """The first two wait for one another: one after the other, the first would wait in vain."""
     together = threading.Barrier(2, timeout=60)
 
     def make(number: int) -> tuple[int, int]:
-        together.wait()
+        if number < 2:
+            together.wait()
         return number, torch.get_num_threads()
 
     made = list(made_at_once(8, make))
     assert [number for number, _ in made] == list(range(8))
     assert {threads for _, threads in made} == {1}
     assert torch.get_num_threads() == 4
+
+
+@pytest.mark.parametrize(
+    ("count", "threads", "frames"),
+    [(9, 1, 1), (9, 2, 2), (9, 6, 3), (9, 7, 3), (9, 8, 4), (9, 16, 4), (2, 8, 2), (1, 8, 1)],
+)
+def test_frames_leave_few_threads_idle(count, threads, frames):
+    assert frames_at_once(count, threads) == frames
 
 
 def test_no_more_frames_are_held_than_are_made_at_once(four_threads):

@@ -15,8 +15,6 @@ from idnerf.models.gmflow import PairMaps, view_pairs
 from idnerf.models.idnerf import IDNeRF, ModelConfig, config_from_json, config_to_json
 from idnerf.models.latent import (
     LATENT_MIDDLE,
-    OPPONENT_AXES,
-    OPPONENT_DEVIATIONS,
     FrustumLatentInference,
     ImageLatentInference,
     LatentToken,
@@ -27,6 +25,7 @@ from idnerf.models.latent import (
 )
 from idnerf.models.paper import PaperConfig
 from idnerf.models.view_refinement import MapTokens, TokenAttention
+from idnerf.rendering.opponent_axes import OPPONENT_AXES, OPPONENT_DEVIATIONS
 from idnerf.rendering.renderer import render_in_tiles
 from idnerf.training.examples import stack_examples
 from idnerf.types import Cameras, Views
@@ -242,8 +241,7 @@ def test_before_training_the_latent_is_the_colour_that_the_views_agree_on():
     features = torch.randn(1, 3, 12, 16, 4)
     values = network(network.view_maps(images, features), source.cameras, target).values
     along = OPPONENT_AXES @ (2 * colour - 1) / OPPONENT_DEVIATIONS
-    seen = values[0, 3] == LATENT_MIDDLE  # the fourth channel says nothing yet
-    assert seen.all()
+    assert (values[0, 3] == LATENT_MIDDLE).all()  # the fourth channel says nothing yet
     expected = LATENT_MIDDLE + along[:, None, None].expand_as(values[0, :3]) / 2
     close = ((values[0, :3] - expected).abs() < 1e-3).all(0)
     assert close.float().mean() > 0.5  # cells that some view looks at

@@ -250,8 +250,11 @@ def test_a_training_goes_on_from_a_prior_and_keeps_its_autoencoder(run, config, 
     assert kinds.count("unet") == config.unet_steps and "autoencoder" not in kinds
     with pytest.raises(InputError, match=r"--init: .* was started with .*prior, got none"):
         train_small_prior(replace(config, resume=tmp_path / "further"), torch.device("cpu"))
-    with pytest.raises(InputError, match="holds no small prior"):
-        train_small_prior(replace(further, init=str(tmp_path), out=tmp_path / "other"), torch.device("cpu"))
+    other = replace(further, out=tmp_path / "other")
+    with pytest.raises(InputError, match=r"holds no small prior .* as --init"):
+        train_small_prior(replace(other, init=str(tmp_path)), torch.device("cpu"))
+    with pytest.raises(InputError, match=r"--size: expected at most 48 on the longer side, as --init .*, got 64; give"):
+        train_small_prior(replace(other, size=(64, 48)), torch.device("cpu"))
 
 
 def test_a_run_is_not_resumed_with_another_autoencoder(run, config):

@@ -25,7 +25,7 @@ from idnerf.data.procedural.config import ProceduralConfig
 from idnerf.data.procedural.generate import generate_scene
 from idnerf.errors import InputError
 from idnerf.geometry.projection import project
-from idnerf.models.cascade import CascadeConfig
+from idnerf.models.cascade import Cascade, CascadeConfig
 from idnerf.models.idnerf import IDNeRF, ModelConfig
 from idnerf.models.paper import PaperConfig
 from idnerf.priors.prior import PriorConfig
@@ -50,7 +50,7 @@ from idnerf.training.losses import (
     psnr_of_mse,
     ssim_loss,
 )
-from idnerf.training.objectives import LossConfig, colour_weights, objective
+from idnerf.training.objectives import LossConfig, cascade_objective, colour_weights, objective
 from idnerf.training.optimizer import (
     OptimizerConfig,
     make_optimizer,
@@ -145,6 +145,29 @@ def test_unseen_pixels_count_less_where_the_data_knows_them():
     assert colour_weights(replace(batch, seen=None), LossConfig(unseen=0.2)) is None
     weights = colour_weights(batch, LossConfig(unseen=0.25))
     assert weights is not None and weights[..., ::2].unique().item() == 1 and weights[..., 1::2].unique().item() == 0.25
+
+
+def test_every_colour_term_of_the_cascade_hears_of_unseen_pixels(monkeypatch):
+    """A picture that is wrong where fewer than two sources see, and only there, costs nothing under a factor of 0."""
+    batch = stack_examples([tiny_example(seed) for seed in (0, 1)])
+    truth = batch.target.images
+    seen = torch.full_like(truth[:, 0], 2)
+    seen[..., : truth.shape[-1] // 2] = 1
+    batch = replace(batch, seen=seen, depth=None)
+    rgb = torch.where(seen[:, None] < 2, 1 - truth, truth)
+    render = type("Render", (), {"rgb": rgb})
+    output = type("Output", (), {"render": render, "blended": rgb, "latent": None})
+    core = Cascade(TINY_CASCADE)
+    monkeypatch.setattr(Cascade, "forward", lambda *_, **__: output)
+    config = LossConfig(mse=1.0, charbonnier=1.0, ssim=1.0, blend=1.0, unseen=0.0)
+    terms = cascade_objective(core, batch, config, seeded(0)).terms
+    assert set(terms) == {"mse", "charbonnier", "ssim", "blend"}
+    full = cascade_objective(core, batch, replace(config, unseen=1.0), seeded(0)).terms
+    for name, value in terms.items():  # windows of SSIM on the border have a share of both
+        assert value.item() == pytest.approx(0, abs=1e-6) if name != "ssim" else value < 0.5 * full[name], name
+        assert full[name] > 0.01, name
+    with pytest.raises(InputError, match=r"--loss\.unseen: expected a factor from 0 to 1, got -1\.0"):
+        LossConfig(unseen=-1.0)
 
 
 @pytest.mark.parametrize("loss", [charbonnier, ssim_loss])

@@ -32,6 +32,8 @@ POINTS_PER_BAND = 196608
 """Samples computed at once when no gradient is wanted (benchmarks/NOTES.md)."""
 MANY_SAMPLES = 16
 """Samples per ray from which attention along the ray goes through the fused kernel."""
+MOST_RAYS = 65535
+"""Rays that the fused kernel takes at once: CUDA's launches no larger batch."""
 REACH = 2
 """Rows that the two 3x3 convolutions over the tile reach to either side."""
 
@@ -110,8 +112,9 @@ class SampleAttention(nn.Module):
         """Mixed values of all heads, by scaled dot-product attention."""
         batch = len(qkv)
         split = qkv.unflatten(1, (3, self.heads, self.head_width)).unflatten(-1, (samples, -1))
-        q, k, v = split.permute(1, 0, 5, 2, 4, 3).flatten(1, 2).contiguous().unbind()  # batch*ray head sample channel
-        mixed = F.scaled_dot_product_attention(q, k, v).unflatten(0, (batch, -1))
+        rays = split.permute(1, 0, 5, 2, 4, 3).flatten(1, 2).contiguous()  # part batch*ray head sample channel
+        pieces = [F.scaled_dot_product_attention(*piece.unbind()) for piece in rays.split(MOST_RAYS, 1)]
+        mixed = torch.cat(pieces).unflatten(0, (batch, -1))
         return mixed.permute(0, 3, 1, 2, 4).flatten(3).flatten(1, 2)
 
 

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from idnerf.models.latent import OPPONENT_AXES
+from idnerf.rendering.opponent_axes import OPPONENT_AXES
 
 CARRIED = 8
 """Channels of the path: +-R, +-G, +-B, +-constant. The narrowest level has as many."""

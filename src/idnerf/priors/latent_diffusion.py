@@ -261,12 +261,13 @@ def model_index() -> dict[str, Any]:
 
 
 def load_networks(
-    path: str | None = None, dtype: torch.dtype = torch.float32
+    path: str | None = None, dtype: torch.dtype = torch.float32, flag: str = "guidance.prior.path"
 ) -> tuple[SmallNetworks, SmallPriorConfig, Schedule, str]:
     """Networks as they are in a folder that `idnerf train-prior` wrote, their sizes, the schedule, the folder's name.
 
     Args:
         path: the folder; None takes the one that comes with the package.
+        flag: the option that named it, for error messages.
 
     Raises:
         InputError: no such folder, or not one of the small prior.
@@ -276,9 +277,7 @@ def load_networks(
         missing = (
             "the package holds no small prior" if path is None else f"{folder} holds no small prior ({TOKENS_FILE})"
         )
-        raise InputError(
-            f"{missing}: train one with `idnerf train-prior --out DIR` and give DIR/prior as --guidance.prior.path"
-        )
+        raise InputError(f"{missing}: train one with `idnerf train-prior --out DIR` and give DIR/prior as --{flag}")
     tensors, metadata = read_tensors(folder / TOKENS_FILE, "source tokens")
     config = small_prior_config(metadata.get("small_prior"), folder)
     source = ModelSource(str(folder), folder, None)

@@ -14,16 +14,23 @@ import torch
 Item = TypeVar("Item")
 
 MOST_FRAMES = 4
-"""Frames at once at most: each needs about a gigabyte."""
+"""Frames at once at most: each needs the memory of a whole view (docs/performance.md)."""
+
+
+def frames_at_once(count: int, threads: int) -> int:
+    """How many frames of ``count`` share ``threads``: of two or more the number that leaves the fewest idle."""
+    choices = range(2, min(MOST_FRAMES, threads, count) + 1)
+    return max(choices, key=lambda frames: (threads // frames * frames, frames), default=1)
 
 
 def made_at_once(count: int, make: Callable[[int], Item], device: torch.device | str = "cpu") -> Iterator[Item]:
     """``make(0)`` to ``make(count - 1)`` in order; on a CPU several are made at the same time.
 
-    PyTorch's threads are divided among them and given back at the end. What ``make`` raises is raised here.
+    PyTorch's threads (``OMP_NUM_THREADS``) are divided among them and given back at the end. What ``make`` raises is
+    raised here.
     """
     threads = torch.get_num_threads()
-    frames = min(MOST_FRAMES, threads, count) if torch.device(device).type == "cpu" else 1
+    frames = frames_at_once(count, threads) if torch.device(device).type == "cpu" and count else 1
     if frames <= 1:
         yield from map(make, range(count))
         return

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from idnerf.errors import InputError
 from idnerf.models.cascade import Cascade, Quality
 from idnerf.models.frustum_volume import FrustumVolume
 from idnerf.models.idnerf import IDNeRF
@@ -31,7 +32,7 @@ from idnerf.types import Batch
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of the loss terms. A weight of 0 leaves the term out."""
+    """Weights of the loss terms (a weight of 0 leaves the term out), and a factor on some pixels."""
 
     mse: float = 1.0
     """Mean squared error of the final colour."""
@@ -45,11 +46,15 @@ class LossConfig:
     """Cross-entropy of the coarse depth distribution, and of the middle stage's, against exact depth; cascade only."""
     depth: float = 0.0
     """Absolute error of the expected position in inverse depth, in units of near-to-far; cascade only."""
-    unseen: float = 1.0
-    """Factor on the colour errors of pixels that fewer than two sources see, where the data knows them: nothing can
-    render most of them right, and they hold most of the squared error; cascade only."""
     confidence: float = 0.0
     """Negative log-likelihood of the error that the model predicts for its own colour; cascade only."""
+    unseen: float = 1.0
+    """Factor on the colour errors of pixels that fewer than two sources see, where the data knows them (procedural
+    scenes): nothing can render most of them right, and they hold most of the squared error; cascade only."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.unseen <= 1:
+            raise InputError(f"--loss.unseen: expected a factor from 0 to 1, got {self.unseen}")
 
 
 @dataclass(frozen=True)

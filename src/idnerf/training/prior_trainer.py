@@ -55,8 +55,8 @@ class PriorTrainerConfig:
     resume: Path | None = None
     """Run folder to continue, with the options it was started with."""
     init: str | None = None
-    """Small prior to go on from, a folder or `default` (the package's): its autoencoder and sizes are kept, and all
-    steps are the U-Net's."""
+    """Small prior to go on from, a folder or `default` (the package's): its autoencoder and sizes are kept, whatever
+    `--sizes` and `--autoencoder-steps` say, and all steps are the U-Net's."""
     scenes: Path | None = None
     """A scene, or a folder of scenes, of any format that idnerf reads; none takes procedural scenes."""
     pool: Path | None = None
@@ -133,7 +133,13 @@ class PriorTrainerConfig:
             self.size,
         )
         side = self.sizes.source_side
-        require(max(self.size) <= side, "sizes.source_side", f"{max(self.size)} or more for this --size", side)
+        own_sizes = self.init is None  # else they are read with the prior
+        require(
+            not own_sizes or max(self.size) <= side,
+            "sizes.source_side",
+            f"{max(self.size)} or more for this --size",
+            side,
+        )
         require(
             self.crop % FACTOR == 0 and 16 <= self.crop <= min(self.size),
             "crop",
@@ -184,7 +190,12 @@ def train_small_prior(config: PriorTrainerConfig, device: torch.device) -> Path:
     if config.init is None:
         networks = new_networks(config.sizes).to(device)
     else:
-        networks, sizes, _, _ = load_networks(None if config.init == "default" else config.init)
+        networks, sizes, _, _ = load_networks(None if config.init == "default" else config.init, flag="init")
+        if max(config.size) > sizes.source_side:
+            raise InputError(
+                f"--size: expected at most {sizes.source_side} on the longer side, as --init {config.init} was trained "
+                f"for, got {max(config.size)}; give a smaller --size"
+            )
         networks, config = networks.to(device), replace(config, sizes=sizes)
         networks.autoencoder.requires_grad_(False)
     ema = {name: value.clone() for name, value in networks.state_dict().items()}
