@@ -43,6 +43,13 @@ def seconds_a_frame(model: IDNeRF, features: Any, target: Cameras, quality: Qual
     return (max(ends) - max(ends[:MOST_FRAMES])) / frames
 
 
+def peak_gigabytes(device: torch.device) -> float:
+    """Of this process so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
 def main(
     sizes: tuple[str, ...] = ("480x320", "640x512"),
     num_sources: int = 3,
@@ -51,7 +58,8 @@ def main(
     weights: str = "default",
 ) -> None:
     """Print a table: size, seconds to encode, to render one view (full, fast), for a frame of several that are rendered
-    at once as in a video (full, fast); peak memory in GB.
+    at once as in a video (full, fast); peak memory in GB, of one view and of the video. Give sizes from small to
+    large: peaks are of everything so far.
     """
     keep_freed_memory()
     where = choose_device(device)
@@ -69,9 +77,8 @@ def main(
             times.append(time.perf_counter() - start)
         return median(times), result
 
-    print(
-        "| size | encode s | full s | fast s | full, video s | fast, video s | peak GB |\n|---|---|---|---|---|---|---|"
-    )
+    print("| size | encode s | full s | fast s | full, video s | fast, video s | peak GB | peak GB, video |")
+    print("|---" * 8 + "|")
     for text in sizes:
         size = parse_size(text)
         assert size is not None
@@ -86,12 +93,11 @@ def main(
                 timed(lambda f=features, t=target, q=quality: model.render_target(f, t, quality=q))[0]
                 for quality in QUALITIES
             ]
+            peaks = [peak_gigabytes(where)]
             seconds += [seconds_a_frame(model, features, target, quality) for quality in QUALITIES]
-        if where.type == "cuda":
-            peak = torch.cuda.max_memory_allocated() / 1e9
-        else:
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        print(f"| {text} | {encode:.2f} | " + " | ".join(f"{s:.2f}" for s in seconds) + f" | {peak:.1f} |", flush=True)
+        peaks.append(peak_gigabytes(where))
+        numbers = [f"{s:.2f}" for s in (encode, *seconds)] + [f"{peak:.1f}" for peak in peaks]
+        print(f"| {text} | " + " | ".join(numbers) + " |", flush=True)
 
 
 if __name__ == "__main__":
