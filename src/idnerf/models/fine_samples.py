@@ -113,7 +113,9 @@ class SampleAttention(nn.Module):
         batch = len(qkv)
         split = qkv.unflatten(1, (3, self.heads, self.head_width)).unflatten(-1, (samples, -1))
         rays = split.permute(1, 0, 5, 2, 4, 3).flatten(1, 2).contiguous()  # part batch*ray head sample channel
-        pieces = [F.scaled_dot_product_attention(*piece.unbind()) for piece in rays.split(MOST_RAYS, 1)]
+        pieces = [
+            F.scaled_dot_product_attention(piece[0], piece[1], piece[2]) for piece in rays.split(MOST_RAYS, dim=1)
+        ]
         mixed = torch.cat(pieces).unflatten(0, (batch, -1))
         return mixed.permute(0, 3, 1, 2, 4).flatten(3).flatten(1, 2)
 
