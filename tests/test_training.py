@@ -565,7 +565,7 @@ def test_a_gradient_that_is_not_finite_spoils_no_checkpoint(tmp_path, monkeypatc
         def backward(ctx, g):
             return g * float("inf")
 
-    monkeypatch.setattr("idnerf.training.objectives.charbonnier", lambda a, b: Explode.apply((a - b).mean()))
+    monkeypatch.setattr("idnerf.training.objectives.charbonnier", lambda a, b, *_: Explode.apply((a - b).mean()))
     config = tiny_config(tmp_path, save_every=1, optimizer=OptimizerConfig(grad_clip=grad_clip))
     with pytest.raises(TrainingDivergedError, match="gradient is not finite at step 0 on plane 0"):
         train(config, PlaneScenes(), [])
