@@ -44,7 +44,9 @@ from idnerf.models.latent import (
 )
 from idnerf.models.paper import PaperConfig
 from idnerf.priors.prior import Prior, PriorConfig, load_prior, unet_latent
+from idnerf.priors.sampling import ddim_sample
 from idnerf.training import objectives, trainer
+from idnerf.training.examples import seeded
 from idnerf.training.objectives import Objective
 from idnerf.training.procedural_scenes import ProceduralScenes, ProceduralScenesConfig, shrunk_scene
 from idnerf.training.score_distillation import GuidanceConfig
@@ -202,7 +204,6 @@ def with_given_latent(model: IDNeRF) -> IDNeRF:
     return model
 
 
-@torch.no_grad()
 def prior_estimate(
     prior: Prior, source: Views, target: Cameras, draws: int = 4
 ) -> Float[Tensor, "batch 4 cells_y cells_x"]:
@@ -212,15 +213,8 @@ def prior_estimate(
     source, target = source.to(prior.device), target.to(prior.device)
     size = (target.width // LATENT_STRIDE, target.height // LATENT_STRIDE)
     condition = prior.condition(source, target, size)
-    timestep = torch.full((len(target),), prior.num_timesteps - 1, device=prior.device)
-    signal, spread = prior.signal_and_noise(timestep)
-    estimates = []
-    for seed in range(draws):
-        generator = torch.Generator().manual_seed(seed)
-        noise = torch.randn(len(target), 4, size[1], size[0], generator=generator).to(prior.device)
-        predicted = prior.predict_noise(noise, timestep, condition)
-        estimates.append((noise - spread * predicted) / signal)
-    return torch.stack(estimates).mean(0)
+    noises = (torch.randn(len(target), 4, size[1], size[0], generator=seeded(number)) for number in range(draws))
+    return torch.stack([ddim_sample(prior, condition, z.to(prior.device), steps=1) for z in noises]).mean(0)
 
 
 def show(

@@ -10,6 +10,7 @@ from idnerf.evaluation.evaluator import HIGHEST_PSNR
 from idnerf.evaluation.metrics import psnr
 from idnerf.geometry.projection import project, visible
 from idnerf.geometry.rays import unproject
+from idnerf.training.losses import psnr_of_mse
 from idnerf.types import Cameras, RenderOutput
 
 BLOCK = 32
@@ -62,13 +63,9 @@ def error_parts(
         "cut": (~everywhere).double().mean().item(),
         "error_there": (squares[~everywhere].sum() / squares.sum().clamp_min(1e-12)).item(),
         "psnr_elsewhere": min(psnr(rgb[here], truth[here], everywhere), HIGHEST_PSNR),
-        "unmoved": decibels(blocks[0].mean()),
-        "moved": decibels(blocks.amin(0).mean()),
+        "unmoved": psnr_of_mse(float(blocks[0].mean())),
+        "moved": psnr_of_mse(float(blocks.amin(0).mean())),
     }
-
-
-def decibels(mse: Tensor) -> float:
-    return float(-10 * mse.clamp_min(1e-10).log10())
 
 
 def parts_table(records: dict[str, Scores]) -> list[str]:

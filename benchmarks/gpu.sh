@@ -16,5 +16,6 @@ start=(--init default)
 timeout --signal=INT "${minutes}m" python -m idnerf.cli train cascade-procedural --device cuda --out "$out/run" \
   "${start[@]}" --batch-size 8 --tile 192 144 --workers 14 --save-every 200 --validate-every 1000 --precision bf16 \
   --optimizer.encoder-lr 4e-4 --optimizer.decoder-lr 5e-4 --loss.mse 10 --loss.depth-distribution 0.12 \
-  --loss.depth 0.6 --loss.unseen 0.2 --scenes.camera-noise.share 0.7 || true  # rates and losses of the default weights (docs/training.md)
+  --loss.depth 0.6 --loss.unseen 0.2 --scenes.camera-noise.share 0.7 \
+  || true  # rates and losses of the default weights (docs/training.md)
 ls -l "$out/run"

@@ -133,13 +133,8 @@ class PriorTrainerConfig:
             self.size,
         )
         side = self.sizes.source_side
-        own_sizes = self.init is None  # else they are read with the prior
-        require(
-            not own_sizes or max(self.size) <= side,
-            "sizes.source_side",
-            f"{max(self.size)} or more for this --size",
-            side,
-        )
+        fits = self.init is not None or max(self.size) <= side  # a prior to go on from brings its own sizes
+        require(fits, "sizes.source_side", f"{max(self.size)} or more for this --size", side)
         require(
             self.crop % FACTOR == 0 and 16 <= self.crop <= min(self.size),
             "crop",
