@@ -13,20 +13,22 @@ from idnerf.data.procedural.config import ProceduralConfig
 from idnerf.data.procedural.generate import generate_scene
 from idnerf.evaluation.metrics import psnr
 from idnerf.geometry.rays import pixel_centers
-from idnerf.models.depth_range import BEYOND, FEWEST_VOTES, STEP, votes, widened
-from idnerf.models.frustum_volume import DepthDistribution
+from idnerf.models.depth_range import BEYOND, FEWEST_SURE, FEWEST_VOTES, STEP, fitted_range, votes, widened
+from idnerf.models.frustum_volume import DepthDistribution, FrustumVolume
 from idnerf.models.idnerf import IDNeRF
+from idnerf.rendering.sampling import inverse_depth_planes
 
 
+@pytest.mark.parametrize("fewest", [FEWEST_SURE, FEWEST_VOTES])
 @pytest.mark.parametrize("nearer", [True, False])
-def test_a_bound_moves_only_for_enough_votes_and_then_past_them(nearer):
+def test_a_bound_moves_only_for_enough_votes_and_then_past_them(nearer, fewest):
     bound = torch.tensor(4.0)
     inside, outside = (5.0, 2.0) if nearer else (3.0, 9.0)
-    few, many = int(1000 * FEWEST_VOTES) - 1, 3 * int(1000 * FEWEST_VOTES)
+    few, many = int(1000 * fewest) - 1, 3 * int(1000 * fewest)
 
     def after(count: int) -> float:
         depths = torch.tensor([outside] * count + [inside] * (1000 - count)).sort().values
-        return float(widened(depths, bound, 1000, nearer))
+        return float(widened(depths, fewest, bound, 1000, nearer))
 
     assert after(0) == after(few) == 4.0
     moved = after(many)
@@ -38,9 +40,10 @@ def test_a_bound_moves_only_for_enough_votes_and_then_past_them(nearer):
 
 def test_votes_within_the_tolerance_do_not_move_it_and_no_votes_neither():
     bound = torch.tensor(4.0)
-    assert float(widened(torch.full((50,), 4.0 / BEYOND + 1e-3), bound, 50, nearer=True)) == 4.0
-    assert float(widened(torch.empty(0), bound, 50, nearer=False)) == 4.0
-    assert float(widened(torch.full((5,), 9.0), bound, 1000, nearer=False)) == 4.0  # all that vote, but hardly any do
+    assert float(widened(torch.full((50,), 4.0 / BEYOND + 1e-3), FEWEST_SURE, bound, 50, nearer=True)) == 4.0
+    assert float(widened(torch.empty(0), FEWEST_SURE, bound, 50, nearer=False)) == 4.0
+    few = torch.full((5,), 9.0)
+    assert float(widened(few, FEWEST_SURE, bound, 1000, nearer=False)) == 4.0  # all that vote, but hardly any do
 
 
 def test_only_peaked_cells_away_from_the_ends_vote():
@@ -89,3 +92,38 @@ def test_an_even_backdrop_does_not_widen_the_range():
     target = white.cameras[0].with_bounds(near, far)
     fitted = model.core.fit_range(model.encode(white[1:][None]), target[None])
     assert float(fitted.far) <= STEP**2 * float(far)
+
+
+class UnsureVolume(FrustumVolume):
+    """Leans towards one depth without being sure of it, in a share of the cells; elsewhere it is sure of another."""
+
+    def __init__(self, depth: float, share: float, elsewhere: float):
+        torch.nn.Module.__init__(self)
+        self.depth, self.share, self.elsewhere = depth, share, elsewhere
+
+    def forward(self, features, source, target, planes):
+        depths = 1 / inverse_depth_planes(target.near, target.far, planes)[0]
+        height, width = target.height // self.scale, target.width // self.scale
+        probabilities = torch.full((planes, height, width), 0.7 / planes)
+        beyond, inside = ((depths.log() - math.log(d)).abs().argmin() for d in (self.depth, self.elsewhere))
+        rows = round(self.share * height)
+        probabilities[beyond, :rows] += 0.3
+        probabilities[inside, rows:] += 1000
+        log = (probabilities / probabilities.sum(0)).log()[None]
+        return DepthDistribution(log, torch.zeros(1, 1, *log.shape[1:]))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("share", "moves"), [(0.5, True), (0.0, False)])
+def test_many_unsure_cells_on_texture_widen_a_range(share, moves, generator):
+    """Inward-looking views of a near surface agree on little: nobody was sure, the picture lost 17 dB."""
+    scene = generate_scene(3, ProceduralConfig(size=(256, 256), num_views=3))
+    noise = replace(scene.views, images=torch.rand(scene.views.images.shape, generator=generator))
+    target = noise.cameras[0].with_bounds(torch.tensor(2.0), torch.tensor(20.0))
+    same = noise.cameras[[0, 0]]  # seen from the target itself, every depth is on the same pixel
+    features = IDNeRF.from_pretrained().encode(replace(noise[[0, 0]], cameras=same)[None])
+    volume = UnsureVolume(depth=1.5, share=share, elsewhere=5.0)
+    fitted = fitted_range(volume, features.pyramid, same[None], target[None], 48)
+    assert (float(fitted.near) < 1.5) == moves
+    assert float(fitted.near) > 1.5 / STEP**2
+    assert float(fitted.far) == pytest.approx(20)
