@@ -146,7 +146,7 @@ def training(
     base = CascadeConfig() if paper or budget.init is None else read_weights(budget.init)[3].cascade
     model = ModelConfig(
         variant.configuration,
-        cascade=replace(base, **options),
+        cascade=replace(base, enlarge_up_to=0, **options),  # trained without, so rendered without
         paper=PaperConfig(samples_per_ray=budget.paper_samples, latent_size=None, **options),
     )
     guidance = replace(budget.guidance, prior=prior_config(budget, variant.view_aligned))
@@ -160,6 +160,7 @@ def training(
         out=run,
         optimizer=rates if not paper else preset.trainer.optimizer,
         fast_share=1.0 if budget.fast else preset.trainer.fast_share,
+        enlarged_share=0.0,  # it costs time, and is no question of the latent
         resume=run if (run / STATE_FILE).exists() else None,
         init=None if paper else budget.init,
         extend=True,

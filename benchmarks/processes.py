@@ -6,7 +6,7 @@ python -m torch.distributed.run --standalone --nproc-per-node 2 benchmarks/proce
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 
 import torch
@@ -62,7 +62,7 @@ def main(frames: int = 8, device: str = "auto", threads: int = 1, repeats: int =
 
     of_frames = timed(lambda: list(ranks.made_in_order(frames, lambda _: system.render(features, 256).rgb.cpu())))
 
-    config = PRESETS["cascade-procedural"].trainer
+    config = replace(PRESETS["cascade-procedural"].trainer, enlarged_share=0.0)  # the sources' size is the case's
     model = Objectives(system.model.train(), config)
     if ranks.world > 1:
         group = torch.distributed.new_group(backend="nccl" if where.type == "cuda" else "gloo")

@@ -46,7 +46,7 @@ def test_votes_within_the_tolerance_do_not_move_it_and_no_votes_neither():
     assert float(widened(few, FEWEST_SURE, bound, 1000, nearer=False)) == 4.0  # all that vote, but hardly any do
 
 
-def test_only_peaked_cells_away_from_the_ends_vote():
+def test_only_peaked_cells_away_from_the_ends_are_sure():
     probabilities = torch.full((1, 10, 1, 4), 1e-4)
     probabilities[0, 0, 0, 0] = 1  # at the nearest plane
     probabilities[0, 6, 0, 1] = 1
@@ -106,15 +106,15 @@ class UnsureVolume(FrustumVolume):
         height, width = target.height // self.scale, target.width // self.scale
         probabilities = torch.full((planes, height, width), 0.7 / planes)
         beyond, inside = ((depths.log() - math.log(d)).abs().argmin() for d in (self.depth, self.elsewhere))
-        rows = round(self.share * height)
-        probabilities[beyond, :rows] += 0.3
-        probabilities[inside, rows:] += 1000
+        unsure = torch.arange(height * width).unflatten(0, (height, width)) < self.share * height * width
+        probabilities[beyond] += 0.3 * unsure
+        probabilities[inside] += 1000.0 * ~unsure
         log = (probabilities / probabilities.sum(0)).log()[None]
         return DepthDistribution(log, torch.zeros(1, 1, *log.shape[1:]))
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("share", "moves"), [(0.5, True), (0.0, False)])
+@pytest.mark.parametrize(("share", "moves"), [(0.5, True), (0.03, False), (0.0, False)])
 def test_many_unsure_cells_on_texture_widen_a_range(share, moves, generator):
     """Inward-looking views of a near surface agree on little: nobody was sure, the picture lost 17 dB."""
     scene = generate_scene(3, ProceduralConfig(size=(256, 256), num_views=3))
@@ -123,7 +123,7 @@ def test_many_unsure_cells_on_texture_widen_a_range(share, moves, generator):
     same = noise.cameras[[0, 0]]  # seen from the target itself, every depth is on the same pixel
     features = IDNeRF.from_pretrained().encode(replace(noise[[0, 0]], cameras=same)[None])
     volume = UnsureVolume(depth=1.5, share=share, elsewhere=5.0)
-    fitted = fitted_range(volume, features.pyramid, same[None], target[None], 48)
+    fitted = fitted_range(volume, features.pyramid, features.cameras, target[None], 48, features.enlargement)
     assert (float(fitted.near) < 1.5) == moves
     assert float(fitted.near) > 1.5 / STEP**2
     assert float(fitted.far) == pytest.approx(20)

@@ -67,9 +67,10 @@ from idnerf.training.procedural_scenes import (
     held_out_examples,
     shrunk_scene,
 )
+from idnerf.training.run_log import LossWatch
 from idnerf.training.score_distillation import GuidanceConfig
 from idnerf.training.state import STATE_FILE, load_state, save_state
-from idnerf.training.trainer import TrainerConfig, TrainingDivergedError, keep, process_counts, train
+from idnerf.training.trainer import BEFORE_RISE, TrainerConfig, TrainingDivergedError, keep, process_counts, train
 from scene_writers import make_scene, write_dtu, write_pfm
 from tiny_cases import TINY_CASCADE, TINY_MODELS, TINY_PAPER, PlaneScenes, tiny_example
 
@@ -462,6 +463,8 @@ def test_moving_average_follows_its_recurrence_and_forgets_the_start():
         (lambda: TrainerConfig(steps=0), "--steps"),
         (lambda: TrainerConfig(workers=-1), "--workers"),
         (lambda: TrainerConfig(fast_share=1.5), "--fast-share"),
+        (lambda: TrainerConfig(enlarged_share=2.0), "--enlarged-share"),
+        (lambda: CascadeConfig(enlarge_up_to=-1), "--model.cascade.enlarge-up-to"),
         (lambda: TrainerConfig(source_views=(1, 3)), "--source-views"),
         (lambda: TrainerConfig(source_views=(4, 3)), "--source-views"),
         (lambda: TrainerConfig(tile=(4, 64)), "--tile"),
@@ -570,6 +573,41 @@ def test_a_gradient_that_is_not_finite_spoils_no_checkpoint(tmp_path, monkeypatc
     with pytest.raises(TrainingDivergedError, match="gradient is not finite at step 0 on plane 0"):
         train(config, PlaneScenes(), [])
     assert not (tmp_path / STATE_FILE).exists()
+
+
+def test_a_rise_of_the_loss_is_noticed_once_and_noise_is_not():
+    watch = LossWatch()
+    assert [watch.rises(x) for x in (1.0, 0.5, 0.7, 0.9, 1.2, 0.6, 0.85)] == [
+        False,
+        False,
+        False,
+        True,
+        False,
+        False,
+        True,
+    ]
+    assert watch.lowest == 0.5
+
+
+def test_a_loss_that_rises_is_warned_of_and_the_state_from_before_is_kept(tmp_path, monkeypatch, capfd):
+    """Seen on default weights in training: within 100 steps the loss doubled, and thousands of steps were lost."""
+    steps = []
+
+    def rising(a, b, *_):
+        steps.append(1)
+        return 0.0 * a.sum() + (2.0 if len(steps) > 4 else 1.0)
+
+    monkeypatch.setattr("idnerf.training.objectives.charbonnier", rising)
+    config = tiny_config(
+        tmp_path, steps=6, save_every=2, log_every=1, loss=LossConfig(charbonnier=1.0, mse=0.0, blend=0.0)
+    )
+    train(config, PlaneScenes(), [])
+    shown = capfd.readouterr().err
+    assert shown.count("warning: loss") == 1 and "at step 5" in shown
+    assert load_state(tmp_path / BEFORE_RISE).step == 4
+    assert load_state(tmp_path / STATE_FILE).step == 6
+    (tmp_path / BEFORE_RISE).replace(tmp_path / STATE_FILE)
+    train(replace(config, resume=tmp_path), PlaneScenes(), [])
 
 
 def test_a_folder_with_a_training_is_refused_without_resume(tmp_path):

@@ -601,7 +601,7 @@ def test_pictures_equal_what_the_model_renders_for_that_camera(renderer, scene, 
 def test_sources_are_encoded_once(renderer, scene, model, monkeypatch):
     calls = []
     encode = model.encode
-    monkeypatch.setattr(model, "encode", lambda views: calls.append(1) or encode(views))
+    monkeypatch.setattr(model, "encode", lambda views, **options: calls.append(1) or encode(views, **options))
     for index in (0, 1, 4):
         renderer.render(ViewRequest(view_of(scene, index), (1, 2, 3), 64), Level.FULL, lambda: None)
     assert len(calls) == 1

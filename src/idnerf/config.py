@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import tyro
 
 from idnerf.errors import InputError
+from idnerf.models.cascade import CascadeConfig
 from idnerf.models.idnerf import ModelConfig
 from idnerf.models.paper import PaperConfig
 from idnerf.priors.prior import PriorConfig
@@ -64,13 +65,21 @@ def check_held_out(count: int) -> None:
 CASCADE_LOSS = LossConfig(
     mse=5.0, charbonnier=1.0, ssim=0.4, blend=0.5, depth_distribution=0.2, depth=1.0, confidence=0.01
 )
+SMALL_PHOTO = 700_000
+"""Pixels of a photo up to which enlarging it for rendering was measured, and gained (docs/cascade.md)."""
 PAPER_OPTIMIZER = OptimizerConfig(encoder_lr=5e-5, decoder_lr=5e-5, beta2=0.999, ema_decay=0.0)
 ID_NERF = ModelConfig(configuration="paper", paper=PaperConfig(view_refinement=True, latent_query="pixel"))
 """The paper's network; ``latent_query="global"`` is the public code's reading of its latent."""
 
 PRESETS: dict[str, ProceduralTraining | DTUTraining] = {
     "cascade-procedural": ProceduralTraining(
-        TrainerConfig(loss=CASCADE_LOSS, optimizer=OptimizerConfig(), out=Path("runs/cascade-procedural"))
+        TrainerConfig(
+            model=ModelConfig(cascade=CascadeConfig(enlarge_up_to=SMALL_PHOTO)),
+            loss=CASCADE_LOSS,
+            optimizer=OptimizerConfig(),
+            enlarged_share=0.5,
+            out=Path("runs/cascade-procedural"),
+        )
     ),
     "matchnerf-procedural": ProceduralTraining(
         TrainerConfig(

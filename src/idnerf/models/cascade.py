@@ -86,6 +86,9 @@ class CascadeConfig:
     tiles needs none."""
     latent_planes: int = 8
     """Inverse depths at which the latent looks the source views up."""
+    enlarge_up_to: int = 0
+    """Source photos of at most so many pixels are enlarged to twice their width and height before they are encoded for
+    rendering. It takes weights that were trained so, with a share of the steps (`--enlarged-share`)."""
     planes: int = 48
     """Coarse inverse depths, quality `full`."""
     middle_hypotheses: int = 16
@@ -104,7 +107,7 @@ class CascadeConfig:
         for name, value in dataclasses.asdict(self).items():
             if name in ("view_refinement", "latent_query", "latent_size", "context_blending"):
                 continue
-            if name in ("cross_view_layers", "middle_hypotheses"):
+            if name in ("cross_view_layers", "middle_hypotheses", "enlarge_up_to"):
                 if value < 0:
                     raise InputError(f"--model.cascade.{flag(name)}: expected 0 or more, got {value}")
                 continue
@@ -128,6 +131,8 @@ class CascadeFeatures:
     cameras: Cameras
     latent_maps: Float[Tensor, "batch view height4 width4 channel"] | None = None
     """What the latent looks up; None without latent."""
+    enlargement: int = 1
+    """Of the photos before they were encoded; ``cameras`` are those of the enlarged ones."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +210,9 @@ class Cascade(nn.Module):
     def fit_range(self, features: CascadeFeatures, target: Cameras, quality: Quality = "full") -> Cameras:
         """Whole targets [batch] with near and far moved apart where the sources show surfaces beyond them."""
         planes = self.config.planes if quality == "full" else self.config.planes_fast
-        return fitted_range(self.volume, features.pyramid, features.cameras, target, planes)
+        return fitted_range(
+            self.volume, features.pyramid, features.cameras, target, planes, enlargement=features.enlargement
+        )
 
     def forward(
         self,

@@ -52,13 +52,19 @@ STEP = 1.15
 
 
 def fitted_range(
-    volume: FrustumVolume, features: PyramidFeatures, source: Cameras, target: Cameras, planes: int
+    volume: FrustumVolume,
+    features: PyramidFeatures,
+    source: Cameras,
+    target: Cameras,
+    planes: int,
+    enlargement: int = 1,
 ) -> Cameras:
-    """``target`` [batch] with near and far moved apart where confident matches lie beyond them.
+    """``target`` [batch] with near and far moved apart where enough matches lie beyond them.
 
     Args:
         source: [batch view].
         planes: of the volume over the given range; the wider one gets as many per unit of inverse depth.
+        enlargement: of the photos before they were encoded.
     """
     stride = FrustumVolume.scale * 2
     size = (
@@ -72,7 +78,7 @@ def fitted_range(
     depths = 1 / inverse_depth_planes(wide.near, wide.far, count)  # batch plane, nearest first
     likeliest, peaked = votes(volume(features, source, wide, count))
     found = depths.gather(1, likeliest.flatten(1))
-    voting = textured(features, source, wide, found)
+    voting = textured(features, source, wide, found, enlargement)
     near, far = [], []
     for depth, vote, sure, low, high in zip(found, voting, peaked.flatten(1), target.near, target.far, strict=True):
         polls = ((depth[vote & sure].sort().values, FEWEST_SURE), (depth[vote].sort().values, FEWEST_VOTES))
@@ -84,9 +90,9 @@ def fitted_range(
 def votes(
     distribution: DepthDistribution,
 ) -> tuple[Int64[Tensor, "batch height4 width4"], Bool[Tensor, "batch height4 width4"]]:
-    """Likeliest plane of every cell, and whether its probability is peaked there.
+    """Likeliest plane of every cell, and whether the cell is sure: its probability is peaked there.
 
-    The outermost planes never vote: a distribution that leans against its end has its peak beyond it.
+    Nobody is sure of the outermost planes: a distribution that leans against its end has its peak beyond it.
     """
     probabilities = distribution.log_probabilities.exp()
     planes = probabilities.shape[1]
@@ -97,11 +103,15 @@ def votes(
 
 
 def textured(
-    features: PyramidFeatures, source: Cameras, target: Cameras, depths: Float[Tensor, "batch cell"]
+    features: PyramidFeatures,
+    source: Cameras,
+    target: Cameras,
+    depths: Float[Tensor, "batch cell"],
+    enlargement: int = 1,
 ) -> Bool[Tensor, "batch cell"]:
     """Whether each cell's point at that depth lies on texture in all views that see it, two at least."""
     scale = FrustumVolume.scale
-    colours = features.fine[..., -3:].flatten(0, 1).movedim(-1, 1)
+    colours = F.avg_pool2d(features.fine[..., -3:].flatten(0, 1).movedim(-1, 1), enlargement)
 
     def blurred(x: Tensor) -> Tensor:
         return F.avg_pool2d(x, TEXTURE_WINDOW, scale, TEXTURE_WINDOW // 2, count_include_pad=False)
@@ -114,7 +124,7 @@ def textured(
     positions = moved[..., :2] / safe_depth(moved[..., 2:])
     seen = visible(positions, moved[..., 2], source.size)
     # a pooled cell is centred on every scale-th pixel
-    found = bilinear_lookup(deviation[..., None], (positions.flatten(0, 1) - 0.5) / scale + 0.5)
+    found = bilinear_lookup(deviation[..., None], (positions.flatten(0, 1) / enlargement - 0.5) / scale + 0.5)
     found = found[..., 0].unflatten(0, source.shape)
     return torch.where(seen, found > TEXTURED, True).all(1) & (seen.sum(1) >= 2)
 

@@ -9,7 +9,7 @@ Views(source), Cameras(target)
 import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ from idnerf.checkpoint import (
 from idnerf.errors import InputError
 from idnerf.hub import WEIGHTS_FILE, HubModel, model_card
 from idnerf.models.cascade import Cascade, CascadeConfig, Quality
+from idnerf.models.enlargement import ENLARGEMENT, MOST_EVEN, enlarged, even_share
 from idnerf.models.latent import TargetLatent
 from idnerf.models.model_card import CardFacts, Report, card_figures, card_text
 from idnerf.models.paper import PaperConfig, PaperModel
@@ -201,10 +202,21 @@ class IDNeRF(nn.Module, HubModel):
         """SHA-256 of the weights' values: tells whose scores a report holds."""
         return fingerprint(self.state_dict())
 
-    def encode(self, source: Views) -> Any:
-        """Features of source views [batch view]: everything that does not depend on the target."""
+    def encode(self, source: Views, *, enlarge: bool = True) -> Any:
+        """Features of source views [batch view]: everything that does not depend on the target.
+
+        ``enlarge``: small photos first, as the configuration says; without it they take a quarter of the time.
+        """
         with self._mixed_precision():
+            if enlarge and self.enlarges(source):
+                return replace(self.core.encode(enlarged(source)), enlargement=ENLARGEMENT)
             return self.core.encode(source)
+
+    def enlarges(self, source: Views) -> bool:
+        """Whether these source views are enlarged before they are encoded: small ones, not on an even ground."""
+        width, height = source.cameras.size
+        small = isinstance(self.core, Cascade) and width * height <= self.config.cascade.enlarge_up_to
+        return small and even_share(source) <= MOST_EVEN
 
     def _mixed_precision(self) -> torch.autocast:
         enabled = self.precision == "bf16" and isinstance(self.core, Cascade)

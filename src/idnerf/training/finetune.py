@@ -308,7 +308,13 @@ class Run:
         set_learning_rate(self.optimizer, min(1.0, (self.steps + 1) / max(1, self.config.warmup)))
         self.optimizer.zero_grad()
         result = objective(
-            self.model, batch, self.config.loss, device_generator, rays_per_step=self.config.rays, fast_share=0.0
+            self.model,
+            batch,
+            self.config.loss,
+            device_generator,
+            rays_per_step=self.config.rays,
+            fast_share=0.0,
+            enlarged_share=float(self.model.enlarges(batch.source)),  # as rendering will see them
         )
         terms = list(result.terms.values())
         if self.guidance is not None:

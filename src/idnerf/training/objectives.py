@@ -4,7 +4,7 @@ The cascade renders a whole tile (so SSIM applies) and is told the exact depth w
 configuration renders scattered rays and is told colours only.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from idnerf.errors import InputError
 from idnerf.models.cascade import Cascade, Quality
+from idnerf.models.enlargement import enlarged
 from idnerf.models.frustum_volume import FrustumVolume
 from idnerf.models.idnerf import IDNeRF
 from idnerf.models.latent import TargetLatent
@@ -79,10 +80,14 @@ def objective(
     *,
     rays_per_step: int,
     fast_share: float,
+    enlarged_share: float = 0.0,
 ) -> Objective:
-    """Loss of one batch. ``generator`` draws quality and sample jitter, or the pixels of the paper configuration."""
+    """Loss of one batch. ``generator`` draws quality, enlargement of the sources and sample jitter, or the pixels of
+    the paper configuration."""
     if isinstance(model.core, Cascade):
         fast = float(torch.rand((), generator=generator, device=generator.device)) < fast_share
+        if enlarged_share and float(torch.rand((), generator=generator, device=generator.device)) < enlarged_share:
+            batch = replace(batch, source=enlarged(batch.source))
         return cascade_objective(model.core, batch, config, generator, "fast" if fast else "full")
     return paper_objective(model.core, batch, config, generator, rays_per_step)
 

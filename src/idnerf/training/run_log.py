@@ -52,6 +52,24 @@ class Window:
         return values
 
 
+RISE = 1.6
+"""A logged loss this many times the lowest one is no noise: the weights are being undone."""
+
+
+class LossWatch:
+    """Notices a loss that rises again, as after a step that was too large: it may take thousands of steps back."""
+
+    def __init__(self) -> None:
+        self.lowest, self.risen = float("inf"), False
+
+    def rises(self, loss: float) -> bool:
+        """Whether this logged loss is the first of a rise."""
+        self.lowest = min(self.lowest, loss)
+        first = not self.risen and loss > RISE * abs(self.lowest)
+        self.risen = loss > RISE * abs(self.lowest)
+        return first
+
+
 class RunLog:
     """Numbers, pictures and progress of one run; silent for every process but the first."""
 
@@ -94,6 +112,11 @@ class RunLog:
             file.write(json.dumps(entry) + "\n")
         if not self.terminal:
             print(json.dumps(entry), file=sys.stderr, flush=True)
+
+    def warn(self, text: str) -> None:
+        """One line for whoever watches."""
+        if self.active:
+            self.progress.console.print(text, soft_wrap=True, markup=False, highlight=False)
 
     def picture(self, step: int, name: str, image: Tensor) -> None:
         """Log a picture (3 height width, in [0, 1])."""

@@ -9,6 +9,7 @@ With ``precision="bf16"`` the cascade's convolutions and matrix products run in 
 import dataclasses
 import math
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,10 +36,13 @@ from idnerf.training.optimizer import (
     set_learning_rate,
     update_ema,
 )
-from idnerf.training.run_log import RunLog, Window
+from idnerf.training.run_log import LossWatch, RunLog, Window
 from idnerf.training.score_distillation import GuidanceConfig, ScoreDistillation
 from idnerf.training.state import STATE_FILE, load_state, restore, save_state
 from idnerf.types import Batch
+
+BEFORE_RISE = "before_rise.safetensors"
+"""Copy of the last training state before the loss rose."""
 
 
 class TrainingDivergedError(RuntimeError):
@@ -81,6 +85,9 @@ class TrainerConfig:
     """Target rays per scene and step of the `paper` configuration, which takes scattered pixels."""
     fast_share: float = 0.5
     """Share of the `cascade` steps trained at quality `fast` (fewer planes and samples), so that both are learnt."""
+    enlarged_share: float = 0.0
+    """Share of the `cascade` steps whose source photos are enlarged first, as rendering does with small photos where
+    `--model.cascade.enlarge-up-to` says so: one goes with the other."""
     augment: bool = True
     """Recolour and mirror scenes at random, the same way for every view."""
     precision: Literal["float32", "bf16"] = "float32"
@@ -112,6 +119,8 @@ class TrainerConfig:
                 raise InputError(f"--{name.replace('_', '-')}: expected 0 or more, got {getattr(self, name)}")
         if not 0 <= self.fast_share <= 1:
             raise InputError(f"--fast-share: expected a share in [0, 1], got {self.fast_share}")
+        if not 0 <= self.enlarged_share <= 1:
+            raise InputError(f"--enlarged-share: expected a share in [0, 1], got {self.enlarged_share}")
         if self.only_added and not (self.init and self.extend):
             raise InputError("--only-added: expected --init WEIGHTS --extend with it")
         low, high = self.source_views
@@ -160,7 +169,7 @@ def train(config: TrainerConfig, scenes: SceneProvider, held_out: list[Example],
         start = state.step
 
     log = RunLog(run, config.steps, start, active=fabric.is_global_zero)
-    window = Window()
+    window, watch = Window(), LossWatch()
     settings = plain(config)
     try:
         for step, batch in zip(range(start, config.steps), load_batches(config, scenes, start, fabric), strict=True):
@@ -180,7 +189,10 @@ def train(config: TrainerConfig, scenes: SceneProvider, held_out: list[Example],
             window.add(terms, mse, rays * fabric.world_size)
             log.advance(step + 1, window.status())
             if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
-                log.numbers(step + 1, window.take(), "train")
+                values = window.take()
+                log.numbers(step + 1, values, "train")
+                if watch.rises(values["loss"]):
+                    log.warn(risen(values["loss"], watch.lowest, step + 1, run, copy=fabric.is_global_zero))
             if ((step + 1) % config.save_every == 0 or step + 1 == config.steps) and fabric.is_global_zero:
                 save_state(run / STATE_FILE, step + 1, model, ema, optimizer.optimizer, settings)
                 save_weights(run / "weights.safetensors", model, ema, step + 1, provenance(config, data))
@@ -239,6 +251,18 @@ def diverged(what: str, terms: dict[str, Tensor], step: int, batch: Batch, run: 
         f"the {what} is not finite at step {step} on {', '.join(batch.scenes)} ({values}); "
         f"the last good checkpoint stays in {run}"
     )
+
+
+def risen(loss: float, lowest: float, step: int, run: Path, *, copy: bool) -> str:
+    """What to say of a loss that rises; the last state, from before it was noticed, is kept beside the run's."""
+    text = f"warning: loss {loss:.3g} at step {step}, it had been {lowest:.3g}: the learning rate may be too high"
+    if not (run / STATE_FILE).exists():
+        return text
+    if copy:
+        partial = run / f"{BEFORE_RISE}.partial"
+        shutil.copyfile(run / STATE_FILE, partial)
+        partial.replace(run / BEFORE_RISE)
+    return f"{text}; {run / BEFORE_RISE} keeps the last state before (rename it to {STATE_FILE} to resume from there)"
 
 
 def start_encoder(model: IDNeRF, path: Path) -> None:
@@ -300,6 +324,7 @@ class Objectives(torch.nn.Module):
                 generator,
                 rays_per_step=self.config.rays,
                 fast_share=self.config.fast_share,
+                enlarged_share=self.config.enlarged_share,
             )
         terms = result.terms
         if self.guidance is not None and result.latent is not None:

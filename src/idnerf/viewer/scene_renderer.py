@@ -29,7 +29,7 @@ COARSE_SECONDS, FULL_SECONDS = 0.4, 4.0
 
 COARSE_SIDES = range(96, 481, 16)
 
-ENCODINGS_KEPT = 8
+ENCODINGS_KEPT = 4
 """Sets of source views whose features stay in memory."""
 
 
@@ -54,7 +54,7 @@ class SceneRenderer:
     def __init__(self, model: IDNeRF, scene: Scene):
         self.model, self.scene = model, scene
         self.speed = Speed()
-        self._features: OrderedDict[tuple[tuple[int, ...], tuple[int, int]], Any] = OrderedDict()
+        self._features: OrderedDict[tuple[tuple[int, ...], tuple[int, int], bool], Any] = OrderedDict()
         self._lock = threading.Lock()
         self._thread = threading.local()
         self._hooks = [module.register_forward_pre_hook(self._before_layer) for module in model.modules()]
@@ -70,9 +70,10 @@ class SceneRenderer:
         with self._checking(checkpoint), torch.inference_mode():
             side = self.side(request, level)
             size = request.view.size(side)
-            features, cameras = self.encode(request.sources, COARSE_SOURCE_SIDE if level is Level.COARSE else side)
+            coarse = level is Level.COARSE
+            features, cameras = self.encode(request.sources, COARSE_SOURCE_SIDE if coarse else side, enlarge=not coarse)
             camera = request.view.camera(size, *depth_range(cameras, torch.from_numpy(request.view.c2w).float()))
-            quality = "fast" if level is Level.COARSE else "full"
+            quality = "fast" if coarse else "full"
             rendering = time.monotonic()
             waited = self._thread.waited
             output = self.model.render_target(features, camera[None].to(self.model.device), quality=quality)
@@ -94,20 +95,24 @@ class SceneRenderer:
         sides = tuple(side for side in SIDES if side <= largest) or (largest,)
         return self.speed.side("full", FULL_SECONDS, pixels_of_square, sides)
 
-    def encode(self, sources: tuple[int, ...], side: int) -> tuple[Any, Cameras]:
-        """Features and cameras (on the CPU) of source views, their longer side at least ``side`` if they have it."""
+    def encode(self, sources: tuple[int, ...], side: int, *, enlarge: bool) -> tuple[Any, Cameras]:
+        """Features and cameras (on the CPU) of source views, their longer side at least ``side`` if they have it.
+
+        ``enlarge``: see ``IDNeRF.encode``.
+        """
         largest = max(self.scene.cameras.size)
         side = min([s for s in SIDES if s >= side and s < largest], default=largest)
         share = side / largest
         size = (max(16, round(self.scene.cameras.width * share)), max(16, round(self.scene.cameras.height * share)))
         scene = self.scene.resized(size)
-        key = (sources, size)
+        key = (sources, size, enlarge)
         with self._lock:
             known = self._features.get(key)
             if known is not None:
                 self._features.move_to_end(key)
         if known is None:
-            known = self.model.encode(scene.views(list(sources)).to(self.model.device)[None])
+            views = scene.views(list(sources)).to(self.model.device)[None]
+            known = self.model.encode(views, enlarge=enlarge)
             with self._lock:
                 self._features[key] = known
                 while len(self._features) > ENCODINGS_KEPT:
