@@ -70,7 +70,15 @@ from idnerf.training.procedural_scenes import (
 from idnerf.training.run_log import LossWatch
 from idnerf.training.score_distillation import GuidanceConfig
 from idnerf.training.state import STATE_FILE, load_state, save_state
-from idnerf.training.trainer import BEFORE_RISE, TrainerConfig, TrainingDivergedError, keep, process_counts, train
+from idnerf.training.trainer import (
+    BEFORE_RISE,
+    TrainerConfig,
+    TrainingDivergedError,
+    keep,
+    process_counts,
+    risen,
+    train,
+)
 from scene_writers import make_scene, write_dtu, write_pfm
 from tiny_cases import TINY_CASCADE, TINY_MODELS, TINY_PAPER, PlaneScenes, tiny_example
 
@@ -604,6 +612,8 @@ def test_a_loss_that_rises_is_warned_of_and_the_state_from_before_is_kept(tmp_pa
     train(config, PlaneScenes(), [])
     shown = capfd.readouterr().err
     assert shown.count("warning: loss") == 1 and "at step 5" in shown
+    assert load_state(tmp_path / BEFORE_RISE).step == 4
+    assert BEFORE_RISE in risen(2.0, 1.0, 6, tmp_path, copy=True)  # a second rise
     assert load_state(tmp_path / BEFORE_RISE).step == 4
     assert load_state(tmp_path / STATE_FILE).step == 6
     (tmp_path / BEFORE_RISE).replace(tmp_path / STATE_FILE)

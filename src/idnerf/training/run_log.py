@@ -64,10 +64,9 @@ class LossWatch:
 
     def rises(self, loss: float) -> bool:
         """Whether this logged loss is the first of a rise."""
-        self.lowest = min(self.lowest, loss)
-        first = not self.risen and loss > RISE * abs(self.lowest)
+        self.lowest, before = min(self.lowest, loss), self.risen
         self.risen = loss > RISE * abs(self.lowest)
-        return first
+        return self.risen and not before
 
 
 class RunLog:

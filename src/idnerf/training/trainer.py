@@ -42,7 +42,7 @@ from idnerf.training.state import STATE_FILE, load_state, restore, save_state
 from idnerf.types import Batch
 
 BEFORE_RISE = "before_rise.safetensors"
-"""Copy of the last training state before the loss rose."""
+"""Copy of the last training state before the loss first rose."""
 
 
 class TrainingDivergedError(RuntimeError):
@@ -254,11 +254,11 @@ def diverged(what: str, terms: dict[str, Tensor], step: int, batch: Batch, run: 
 
 
 def risen(loss: float, lowest: float, step: int, run: Path, *, copy: bool) -> str:
-    """What to say of a loss that rises; the last state, from before it was noticed, is kept beside the run's."""
+    """What to say of a loss that rises; the last state from before its first rise is kept beside the run's."""
     text = f"warning: loss {loss:.3g} at step {step}, it had been {lowest:.3g}: the learning rate may be too high"
     if not (run / STATE_FILE).exists():
         return text
-    if copy:
+    if copy and not (run / BEFORE_RISE).exists():  # a loss that hovers rises again: its states are no better
         partial = run / f"{BEFORE_RISE}.partial"
         shutil.copyfile(run / STATE_FILE, partial)
         partial.replace(run / BEFORE_RISE)
