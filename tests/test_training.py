@@ -20,6 +20,9 @@ from torch.utils.data import DataLoader
 import idnerf
 import two_processes
 from idnerf.checkpoint import read_tensors
+from idnerf.commands.parsing import parse
+from idnerf.commands.train import flags_of
+from idnerf.commands.train import train as train_command
 from idnerf.config import PRESETS, DTUTraining, ProceduralTraining, run_training
 from idnerf.data.procedural.config import ProceduralConfig
 from idnerf.data.procedural.generate import generate_scene
@@ -666,7 +669,15 @@ def test_weights_to_start_from_bring_their_configuration(tmp_path):
     IDNeRF(TINY_MODELS["paper"]).save(tmp_path / "start.safetensors")
     config = tiny_config(tmp_path / "run", init=str(tmp_path / "start.safetensors"), steps=1)
     train(config, PlaneScenes(), [])
-    assert IDNeRF.from_pretrained(tmp_path / "run").config == TINY_MODELS["paper"]
+    started = IDNeRF.from_pretrained(tmp_path / "run")
+    assert started.config == TINY_MODELS["paper"]
+    first = IDNeRF.from_pretrained(tmp_path / "start.safetensors").fingerprint()
+    assert started.metadata["training"]["started_from_sha256"] == first
+    assert "earlier_steps" not in started.metadata["training"]
+    train(tiny_config(tmp_path / "again", init=str(tmp_path / "run"), steps=2), PlaneScenes(), [])
+    train(tiny_config(tmp_path / "third", init=str(tmp_path / "again"), steps=1), PlaneScenes(), [])
+    third = IDNeRF.from_pretrained(tmp_path / "third").metadata
+    assert (third["step"], third["training"]["earlier_steps"]) == (1, 3)
 
 
 def test_encoder_weights_are_for_the_paper_configuration_only(tmp_path):
@@ -921,6 +932,30 @@ def test_the_command_line_trains(tmp_path, dtu_root):
     assert done.returncode == 0, done.stderr
     assert "weights.safetensors" in done.stdout
     assert IDNeRF.from_pretrained(tmp_path / "run").config.paper == TINY_PAPER
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_flags_give_a_preset_back(name, tmp_path):
+    changed = replace(PRESETS[name], trainer=replace(PRESETS[name].trainer, steps=7, tile=None, augment=False))
+    for config in (PRESETS[name], changed):
+        assert parse(type(config), list(flags_of(config)), "train", default=PRESETS[name]) == config
+
+
+def test_a_resumed_run_finds_its_options_again_and_takes_new_ones(tmp_path, pool, dtu_root):
+    run, name = tmp_path / "run", "cascade-procedural"
+    preset = tiny_preset(name, run, pool, dtu_root)
+    preset = replace(preset, trainer=replace(preset.trainer, seed=5, fast_share=0.25, save_every=1))
+    here = ["--device", "cpu", "--workers", "0"]
+    train_command([name, *flags_of(preset), *here, "--out", str(run)])
+    assert load_state(run / STATE_FILE).step == 2
+    train_command([name, "--resume", str(run), "--steps", "3", *here])
+    state = load_state(run / STATE_FILE)
+    assert state.step == state.config["steps"] == 3
+    assert (state.config["seed"], state.config["fast_share"], state.config["tile"]) == (5, 0.25, [16, 16])
+    train_command([name, f"--resume={run}", *here])  # the new number of steps is found again, too
+    assert load_state(run / STATE_FILE).config["steps"] == 3
+    with pytest.raises(InputError, match="was started with the preset cascade-procedural, got matchnerf-procedural"):
+        train_command(["matchnerf-procedural", "--resume", str(run)])
 
 
 # Several processes

@@ -6,7 +6,8 @@ This module knows tensors and JSON, not models, so that both models and trainers
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,19 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 def read_tensors(path: Path, what: str = "weights") -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and metadata of a file that ``write_tensors`` wrote. Raises InputError on anything else."""
-    path = Path(path)
+    with _opened(Path(path), what) as (file, metadata):
+        return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118 (not a dict)
+
+
+def read_metadata(path: Path, what: str = "weights") -> dict[str, Any]:
+    """Metadata alone of a file that ``write_tensors`` wrote. Raises InputError on anything else."""
+    with _opened(Path(path), what) as (_, metadata):
+        return metadata
+
+
+@contextmanager
+def _opened(path: Path, what: str) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The open file and its metadata; what goes wrong until it is closed becomes an InputError."""
     if not path.is_file():
         raise InputError(f"expected a file of {what}, found nothing at {path}")
     try:
@@ -63,11 +76,9 @@ def read_tensors(path: Path, what: str = "weights") -> tuple[dict[str, Tensor], 
             header = file.metadata() or {}
             if header.get("format") != FORMAT:
                 raise InputError(f"{path} is a safetensors file but not {what} of this version: {_origin(header)}")
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-            metadata = {key: json.loads(value) for key, value in header.items() if key != "format"}
+            yield file, {key: json.loads(value) for key, value in header.items() if key != "format"}
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path} is not a readable safetensors file of {what}: {_trouble(path, error)}") from error
-    return tensors, metadata
 
 
 def _origin(header: Mapping[str, str]) -> str:

@@ -1,5 +1,6 @@
 """Presets: named trainings. Each is a frozen dataclass whose every field is a flag of `idnerf train PRESET`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -122,8 +123,8 @@ PRESETS: dict[str, ProceduralTraining | DTUTraining] = {
 }
 
 
-def run_training(config: Any) -> Path:
-    """Run a preset's training; returns its run folder."""
+def run_training(config: Any, options: Mapping[str, Any] | None = None) -> Path:
+    """Run a preset's training; returns its run folder. ``options`` are kept with its training state."""
     from idnerf.training.trainer import train
 
     if isinstance(config, DTUTraining):
@@ -131,10 +132,10 @@ def run_training(config: Any) -> Path:
 
         held_out = dtu_held_out(config.root, config.size, config.held_out)
         data = f"DTU, the MVSNeRF family's training scans, at {config.size[0]}x{config.size[1]}"
-        return train(config.trainer, DTUScenes(config.root, config.size), held_out, data)
+        return train(config.trainer, DTUScenes(config.root, config.size), held_out, data, options)
     from idnerf.training.procedural_scenes import ProceduralScenes, held_out_examples
 
     held_out = held_out_examples(config.scenes.scene, config.held_out)
     width, height = config.scenes.scene.size
     data = f"procedural scenes of idnerf at {width}x{height}, generated; no photo"
-    return train(config.trainer, ProceduralScenes(config.scenes), held_out, data)
+    return train(config.trainer, ProceduralScenes(config.scenes), held_out, data, options)

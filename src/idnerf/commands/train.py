@@ -1,13 +1,20 @@
-"""`idnerf train PRESET`: every field of the preset is a flag."""
+"""`idnerf train PRESET`: every field of the preset is a flag; `--resume RUN` finds those of the run again."""
 
+import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
+from idnerf.checkpoint import read_metadata
 from idnerf.commands.options import check_writable, choose_device
 from idnerf.commands.parsing import parse
 from idnerf.config import PRESETS, run_training
 from idnerf.errors import InputError
+
+PER_START = ("resume", "out", "device", "processes", "workers", "threads")
+"""Options that belong to a start, not to the training: a resumed run does not take them from its first start."""
 
 
 def train(arguments: Sequence[str]) -> None:
@@ -21,15 +28,58 @@ def train(arguments: Sequence[str]) -> None:
     if name not in PRESETS:
         raise InputError(f"unknown preset {name!r}: expected one of {', '.join(PRESETS)}")
     preset = PRESETS[name]
-    config = parse(type(preset), rest, f"idnerf train {name}", default=preset)
+    config = parse(type(preset), [*recorded_flags(name, rest), *rest], f"idnerf train {name}", default=preset)
     from idnerf.training.trainer import TrainingDivergedError
 
     choose_device(config.trainer.device)
     check_writable(config.trainer.resume or config.trainer.out, folder=True)
     try:
-        run = run_training(config)
+        run = run_training(config, {"preset": name, "flags": list(flags_of(config))})
     except TrainingDivergedError as error:
         print(f"idnerf: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     if os.environ.get("RANK", "0") == "0":
         print(f"{run}: weights.safetensors, training_state.safetensors, log.jsonl, tensorboard/")
+
+
+def recorded_flags(name: str, arguments: Sequence[str]) -> list[str]:
+    """The flags that the run to be resumed was started with; none where no run is resumed, or it recorded none.
+
+    Raises:
+        InputError: the run is of another preset.
+    """
+    from idnerf.training.state import STATE_FILE
+
+    run = value_of("--resume", arguments)
+    path = Path(run or "") / STATE_FILE
+    if run is None or not path.is_file():
+        return []
+    options = read_metadata(path, "training state").get("options") or {}
+    if options and options["preset"] != name:
+        raise InputError(f"{run} was started with the preset {options['preset']}, got {name}; give that one")
+    return options.get("flags", [])
+
+
+def value_of(flag: str, arguments: Sequence[str]) -> str | None:
+    """What follows a flag (the last one, if it is given twice), as ``--flag VALUE`` or ``--flag=VALUE``."""
+    found = None
+    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+        if argument == flag:
+            found = following
+        elif argument.startswith(f"{flag}="):
+            found = argument.partition("=")[2]
+    return None if found in (None, "None") else found
+
+
+def flags_of(config: Any, prefix: str = "") -> Iterator[str]:
+    """The flags that make a preset's configuration, all but those of ``PER_START``."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        name = field.name.replace("_", "-")
+        if dataclasses.is_dataclass(value):
+            yield from flags_of(value, "" if field.name == "trainer" else f"{prefix}{name}.")
+        elif isinstance(value, bool):
+            yield f"--{prefix}{name}" if value else f"--{prefix}no-{name}"
+        elif prefix or field.name not in PER_START:
+            yield f"--{prefix}{name}"
+            yield from map(str, value if isinstance(value, list | tuple) else [value])

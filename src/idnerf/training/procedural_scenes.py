@@ -20,6 +20,7 @@ from idnerf.errors import InputError
 from idnerf.geometry.cameras import resize, view_distances
 from idnerf.training.camera_noise import CameraNoiseConfig, disturb
 from idnerf.training.examples import Example, bounds_from_sources, draw_int
+from idnerf.training.light_noise import LightNoiseConfig, relight
 from idnerf.types import Cameras, Views
 
 HELD_OUT_SEED = 1_000_000_000
@@ -46,6 +47,8 @@ class ProceduralScenesConfig:
     """Number of scenes over which complexity rises from the easy third to its full range."""
     camera_noise: CameraNoiseConfig = field(default_factory=CameraNoiseConfig)
     """Errors of the source cameras; depth and visibility are those of the exact ones."""
+    light_noise: LightNoiseConfig = field(default_factory=LightNoiseConfig)
+    """Differences in light between the source photos."""
     shrink: int = 1
     """Scenes are shrunk by this factor along each side once they are read: trials at half size, from the same pool."""
 
@@ -106,7 +109,8 @@ class ProceduralScenes:
         scene = self.scene(draw_int(first, known - 1, generator))
         example = draw_example(scene, num_sources, generator)
         cameras = disturb(example.source.cameras, c.camera_noise, generator)
-        return replace(example, source=replace(example.source, cameras=cameras))
+        images = relight(example.source.images, c.light_noise, generator)
+        return replace(example, source=Views(images, cameras))
 
 
 def shrunk_scene(scene: ProceduralScene, factor: int) -> ProceduralScene:

@@ -1,6 +1,7 @@
 """Training state on disk: weights, their average and AdamW's moments in one file, so that they never disagree."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,17 @@ STATE_FILE = "training_state.safetensors"
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What the next step needs. All randomness is a function of (seed, step), so the step is the random state."""
+    """What the next step needs. All randomness is a function of (seed, step), so the step is the random state.
+
+    ``options`` is what the command line wants to find again (``commands/train.py``); empty if it did not start the run.
+    """
 
     step: int
     model: dict[str, Tensor]
     ema: dict[str, Tensor]
     moments: dict[str, Tensor]
     config: dict[str, Any]
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 def save_state(
@@ -31,6 +36,7 @@ def save_state(
     ema: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
     config: dict[str, Any],
+    options: Mapping[str, Any] | None = None,
 ) -> None:
     """Write everything as one file, atomically."""
     tensors = {f"model/{k}": v for k, v in model.state_dict().items()}
@@ -38,7 +44,8 @@ def save_state(
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"moments/{name}/{key}"] = value if isinstance(value, Tensor) else torch.tensor(float(value))
-    write_tensors(path, {k: v.clone() for k, v in tensors.items()}, {"step": step, "train_config": config})
+    metadata = {"step": step, "train_config": config, "options": dict(options or {})}
+    write_tensors(path, {k: v.clone() for k, v in tensors.items()}, metadata)
 
 
 def load_state(path: Path) -> TrainingState:
@@ -50,7 +57,8 @@ def load_state(path: Path) -> TrainingState:
     def part(prefix: str) -> dict[str, Tensor]:
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
-    return TrainingState(metadata["step"], part("model/"), part("ema/"), part("moments/"), metadata["train_config"])
+    config, options = metadata["train_config"], metadata.get("options", {})
+    return TrainingState(metadata["step"], part("model/"), part("ema/"), part("moments/"), config, options)
 
 
 def restore(state: TrainingState, model: nn.Module, ema: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:

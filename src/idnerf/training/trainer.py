@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from idnerf.checkpoint import read_tensors, write_tensors
+from idnerf.checkpoint import fingerprint, locate_weights, read_tensors, write_tensors
 from idnerf.errors import InputError
 from idnerf.models.idnerf import IDNeRF, ModelConfig, config_to_json
 from idnerf.models.paper import PaperModel
@@ -132,7 +132,13 @@ class TrainerConfig:
             raise InputError(f"--tile: expected at least 8x8 pixels, got {self.tile[0]}x{self.tile[1]}")
 
 
-def train(config: TrainerConfig, scenes: SceneProvider, held_out: list[Example], data: str = "") -> Path:
+def train(
+    config: TrainerConfig,
+    scenes: SceneProvider,
+    held_out: list[Example],
+    data: str = "",
+    options: Mapping[str, Any] | None = None,
+) -> Path:
     """Train; returns the run folder, which holds ``weights.safetensors`` and the training state.
 
     Args:
@@ -140,6 +146,7 @@ def train(config: TrainerConfig, scenes: SceneProvider, held_out: list[Example],
         scenes: where examples come from.
         held_out: examples with whole target images for validation.
         data: what the scenes are, in words: recorded in the weights, for their model card.
+        options: kept with the training state for whoever resumes it (``TrainingState.options``).
 
     Raises:
         TrainingDivergedError: the loss or its gradient is not finite; names the step and the scenes.
@@ -170,7 +177,7 @@ def train(config: TrainerConfig, scenes: SceneProvider, held_out: list[Example],
 
     log = RunLog(run, config.steps, start, active=fabric.is_global_zero)
     window, watch = Window(), LossWatch()
-    settings = plain(config)
+    settings, origin = plain(config), provenance(config, data, fabric.world_size)
     try:
         for step, batch in zip(range(start, config.steps), load_batches(config, scenes, start, fabric), strict=True):
             batch = batch.to(fabric.device)
@@ -194,8 +201,8 @@ def train(config: TrainerConfig, scenes: SceneProvider, held_out: list[Example],
                 if watch.rises(values["loss"]):
                     log.warn(risen(values["loss"], watch.lowest, step + 1, run, copy=fabric.is_global_zero))
             if ((step + 1) % config.save_every == 0 or step + 1 == config.steps) and fabric.is_global_zero:
-                save_state(run / STATE_FILE, step + 1, model, ema, optimizer.optimizer, settings)
-                save_weights(run / "weights.safetensors", model, ema, step + 1, provenance(config, data))
+                save_state(run / STATE_FILE, step + 1, model, ema, optimizer.optimizer, settings, options)
+                save_weights(run / "weights.safetensors", model, ema, step + 1, origin)
             due = config.validate_every and ((step + 1) % config.validate_every == 0 or step + 1 == config.steps)
             if due and held_out and fabric.is_global_zero:
                 log.numbers(step + 1, validate(model, ema, held_out, log, step + 1), "validation")
@@ -398,12 +405,15 @@ def validate(
     return values
 
 
-def provenance(config: TrainerConfig, data: str) -> dict[str, Any]:
-    """What a model card says about the training, beside the number of steps."""
+def provenance(config: TrainerConfig, data: str, world_size: int) -> dict[str, Any]:
+    """What a model card says about the training, beside the number of its steps."""
+    tensors, earlier = ({}, {}) if config.init is None else read_tensors(locate_weights(config.init))
     facts = {
         "data": data,
         "started_from": config.init,
-        "examples_per_step": config.batch_size * config.processes,
+        "started_from_sha256": fingerprint(tensors) if tensors else None,
+        "earlier_steps": earlier.get("step", 0) + (earlier.get("training") or {}).get("earlier_steps", 0),
+        "examples_per_step": config.batch_size * world_size,
         "source_views": list(config.source_views),
         "prior": config.guidance.prior.kind if config.guidance.sds_weight else None,
     }
