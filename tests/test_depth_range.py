@@ -13,22 +13,36 @@ from idnerf.data.procedural.config import ProceduralConfig
 from idnerf.data.procedural.generate import generate_scene
 from idnerf.evaluation.metrics import psnr
 from idnerf.geometry.rays import pixel_centers
-from idnerf.models.depth_range import BEYOND, FEWEST_SURE, FEWEST_VOTES, STEP, fitted_range, votes, widened
+from idnerf.models.depth_range import (
+    BEYOND,
+    FEWEST_SURE,
+    FEWEST_VOTES,
+    LARGEST_PROBE,
+    STEP,
+    fitted_range,
+    probe_size,
+    votes,
+    widened,
+)
 from idnerf.models.frustum_volume import DepthDistribution, FrustumVolume
 from idnerf.models.idnerf import IDNeRF
 from idnerf.rendering.sampling import inverse_depth_planes
 
 
+def after_votes(depths: torch.Tensor, voting: torch.Tensor, fewest: float, nearer: bool) -> float:
+    """Where a bound of 4 moves to."""
+    return float(widened(depths[None], voting[None], fewest, torch.tensor([4.0]), nearer))
+
+
 @pytest.mark.parametrize("fewest", [FEWEST_SURE, FEWEST_VOTES])
 @pytest.mark.parametrize("nearer", [True, False])
 def test_a_bound_moves_only_for_enough_votes_and_then_past_them(nearer, fewest):
-    bound = torch.tensor(4.0)
     inside, outside = (5.0, 2.0) if nearer else (3.0, 9.0)
     few, many = int(1000 * fewest) - 1, 3 * int(1000 * fewest)
 
     def after(count: int) -> float:
-        depths = torch.tensor([outside] * count + [inside] * (1000 - count)).sort().values
-        return float(widened(depths, fewest, bound, 1000, nearer))
+        depths = torch.tensor([outside] * count + [inside] * (1000 - count))
+        return float(after_votes(depths, torch.ones(1000, dtype=torch.bool), fewest, nearer))
 
     assert after(0) == after(few) == 4.0
     moved = after(many)
@@ -39,11 +53,32 @@ def test_a_bound_moves_only_for_enough_votes_and_then_past_them(nearer, fewest):
 
 
 def test_votes_within_the_tolerance_do_not_move_it_and_no_votes_neither():
-    bound = torch.tensor(4.0)
-    assert float(widened(torch.full((50,), 4.0 / BEYOND + 1e-3), FEWEST_SURE, bound, 50, nearer=True)) == 4.0
-    assert float(widened(torch.empty(0), FEWEST_SURE, bound, 50, nearer=False)) == 4.0
-    few = torch.full((5,), 9.0)
-    assert float(widened(few, FEWEST_SURE, bound, 1000, nearer=False)) == 4.0  # all that vote, but hardly any do
+    all_vote, none_votes = torch.ones(50, dtype=torch.bool), torch.zeros(50, dtype=torch.bool)
+    assert after_votes(torch.full((50,), 4.0 / BEYOND + 1e-3), all_vote, FEWEST_SURE, nearer=True) == 4.0
+    assert after_votes(torch.full((50,), 9.0), none_votes, FEWEST_SURE, nearer=False) == 4.0
+    assert after_votes(torch.full((50,), 1.0), none_votes, FEWEST_SURE, nearer=True) == 4.0
+    few = torch.arange(1000) < 5
+    assert after_votes(torch.full((1000,), 9.0), few, FEWEST_SURE, nearer=False) == 4.0  # all that vote, but hardly any do
+
+
+def test_every_target_of_a_batch_has_votes_of_its_own():
+    depths = torch.tensor([[9.0] * 100, [5.0] * 100, [9.0] * 100])
+    voting = torch.ones(3, 100, dtype=torch.bool)
+    voting[2] = False
+    moved = widened(depths, voting, FEWEST_SURE, torch.tensor([4.0, 6.0, 4.0]), nearer=False)
+    assert moved[0] > 9 and moved[1:].tolist() == [6.0, 4.0]
+
+
+@pytest.mark.parametrize(("size", "probe"), [((480, 320), (120, 80)), ((1920, 1080), (480, 264)), ((16, 16), (8, 8))])
+def test_a_target_is_probed_at_a_quarter_of_its_size(size, probe):
+    assert probe_size(size) == probe
+
+
+@pytest.mark.parametrize("size", [(4096, 2160), (8192, 8192), (8192, 300), (2048, 1080)])
+def test_a_probe_s_memory_is_bounded(size):
+    width, height = probe_size(size)
+    assert width * height <= LARGEST_PROBE and width % 8 == height % 8 == 0
+    assert width / height == pytest.approx(size[0] / size[1], rel=0.15)
 
 
 def test_only_peaked_cells_away_from_the_ends_are_sure():

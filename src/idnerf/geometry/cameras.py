@@ -1,4 +1,7 @@
-"""Camera algebra: inverting, resizing, cropping, distances. Pure functions."""
+"""Camera algebra: inverting, resizing, cropping, distances. Pure functions.
+
+Numbers go into tensors as Python scalars, never by ``new_tensor``: on a GPU that waits for all that is queued there.
+"""
 
 from dataclasses import replace
 
@@ -15,7 +18,8 @@ def invert_rigid(matrix: Float[Tensor, "*batch 4 4"]) -> Float[Tensor, "*batch 4
     """Inverse of a rigid motion [R | t]: [R^T | -R^T t]. Swaps c2w and w2c."""
     rotation_t = matrix[..., :3, :3].transpose(-1, -2)
     translation = -rotation_t @ matrix[..., :3, 3:]
-    bottom = matrix.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(*matrix.shape[:-2], 1, 4)
+    bottom = torch.zeros_like(matrix[..., :1, :])
+    bottom[..., 3] = 1.0
     return torch.cat([torch.cat([rotation_t, translation], -1), bottom], -2)
 
 
@@ -24,8 +28,10 @@ def resize(cameras: Cameras, size: tuple[int, int]) -> Cameras:
 
     With pixel centres at +0.5 an image spans [0, width], so K scales without offset.
     """
-    scale = cameras.K.new_tensor([size[0] / cameras.width, size[1] / cameras.height, 1.0])
-    return replace(cameras, K=cameras.K * scale[:, None], size=size)
+    K = cameras.K.clone()
+    K[..., 0, :] *= size[0] / cameras.width
+    K[..., 1, :] *= size[1] / cameras.height
+    return replace(cameras, K=K, size=size)
 
 
 def crop(

@@ -83,8 +83,8 @@ def bilinear_lookup(
     """
     image, height, width, channel = maps.shape
     if maps.device.type != "cpu":
-        scale = positions.new_tensor([2 / width, 2 / height])
-        grid = (positions * scale - 1)[:, None].to(maps.dtype)
+        u, v = positions.unbind(-1)
+        grid = torch.stack([u * (2 / width) - 1, v * (2 / height) - 1], -1)[:, None].to(maps.dtype)
         sampled = F.grid_sample(
             maps.permute(0, 3, 1, 2), grid, mode="bilinear", padding_mode="border", align_corners=False
         )

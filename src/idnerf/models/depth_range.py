@@ -33,6 +33,8 @@ REACH = 2.5
 """How far beyond near and far to look, as a factor."""
 PROBE_SCALE = 4
 """The target is probed at this fraction of its size."""
+LARGEST_PROBE = 1 << 17
+"""Pixels of a probe at most: a quarter of 1920x1080. Targets above are probed at a smaller fraction, in bounded memory."""
 TEXTURED = 0.03
 """Cells vote where every view that sees their likeliest point shows at least this standard deviation of colour around
 it: an even backdrop matches at any depth behind the object, and what the network says of it is a guess."""
@@ -67,12 +69,7 @@ def fitted_range(
         planes: of the volume over the given range; the wider one gets as many per unit of inverse depth.
         enlargement: of the photos before they were encoded.
     """
-    stride = FrustumVolume.scale * 2
-    size = (
-        max(stride, target.width // PROBE_SCALE // stride * stride),
-        max(stride, target.height // PROBE_SCALE // stride * stride),
-    )
-    wide = replace(resize(target, size), near=target.near / REACH, far=target.far * REACH)
+    wide = replace(resize(target, probe_size(target.size)), near=target.near / REACH, far=target.far * REACH)
     # as many planes per unit of inverse depth as in the given range; 1/far hardly counts
     ratio = ((1 / wide.near - 1 / wide.far) / (1 / target.near - 1 / target.far)).max()
     count = max(2, min(round(planes * float(ratio)), 4 * planes))
@@ -80,12 +77,20 @@ def fitted_range(
     likeliest, peaked = votes(volume(features, source, wide, count))
     found = depths.gather(1, likeliest.flatten(1))
     voting = textured(features, source, wide, found, enlargement)
-    near, far = [], []
-    for depth, vote, sure, low, high in zip(found, voting, peaked.flatten(1), target.near, target.far, strict=True):
-        polls = ((depth[vote & sure].sort().values, FEWEST_SURE), (depth[vote].sort().values, FEWEST_VOTES))
-        near.append(torch.stack([widened(*poll, low, len(vote), nearer=True) for poll in polls]).amin())
-        far.append(widened(*polls[0], high, len(vote), nearer=False))
-    return target.with_bounds(torch.stack(near), torch.stack(far))
+    sure = voting & peaked.flatten(1)
+    near = torch.minimum(
+        widened(found, sure, FEWEST_SURE, target.near, nearer=True),
+        widened(found, voting, FEWEST_VOTES, target.near, nearer=True),
+    )
+    return target.with_bounds(near, widened(found, sure, FEWEST_SURE, target.far, nearer=False))
+
+
+def probe_size(size: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) at which a target of ``size`` is probed: multiples of two cells of the coarse volume."""
+    width, height = size
+    scale = max(PROBE_SCALE, math.ceil(math.sqrt(width * height / LARGEST_PROBE)))
+    stride = FrustumVolume.scale * 2
+    return max(stride, width // scale // stride * stride), max(stride, height // scale // stride * stride)
 
 
 def votes(
@@ -131,18 +136,27 @@ def textured(
 
 
 def widened(
-    depths: Float[Tensor, "vote"], fewest: float, bound: Float[Tensor, ""], cells: int, nearer: bool
-) -> Float[Tensor, ""]:
+    depths: Float[Tensor, "batch cell"],
+    voting: Bool[Tensor, "batch cell"],
+    fewest: float,
+    bound: Float[Tensor, "batch"],
+    nearer: bool,
+) -> Float[Tensor, "batch"]:
     """``bound`` moved outwards, in whole steps, past all but half of the ``fewest`` votes that count.
 
+    No branch depends on a value: on a GPU each would wait for all that is queued there.
+
     Args:
-        depths: ascending.
-        fewest: share of the ``cells`` that must vote for depths beyond the bound.
+        voting: cells whose depth is a vote.
+        fewest: share of all cells that must vote for depths beyond the bound.
     """
-    beyond = depths < bound / BEYOND if nearer else depths > bound * BEYOND
-    if beyond.sum() < max(1.0, fewest * cells):
-        return bound
-    index = int(fewest * cells / 2)
-    reached = depths[index] if nearer else depths[-1 - index]
-    steps = math.ceil(abs(math.log(float(reached / bound))) / math.log(STEP)) + 1
-    return bound / STEP**steps if nearer else bound * STEP**steps
+    needed = fewest * depths.shape[1]
+    if nearer:
+        outermost_first = depths.masked_fill(~voting, torch.inf).sort(1).values
+        beyond = outermost_first < bound[:, None] / BEYOND
+    else:
+        outermost_first = depths.masked_fill(~voting, -torch.inf).sort(1, descending=True).values
+        beyond = outermost_first > bound[:, None] * BEYOND
+    factor = (outermost_first[:, int(needed / 2)] / bound).clamp_min(1e-30).double()
+    moved = STEP ** ((factor.log().abs() / math.log(STEP)).ceil() + 1).to(bound.dtype)
+    return torch.where(beyond.sum(1) >= max(1.0, needed), bound / moved if nearer else bound * moved, bound)

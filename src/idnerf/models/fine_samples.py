@@ -194,7 +194,8 @@ class FineSamples(nn.Module):
         """Everything after the draw, for a band of rows that begins at row ``top`` of the distribution's tile."""
         size = (target.height, target.width)
         samples = positions.shape[1]
-        pixels = pixel_centers(target.size, positions.device) + positions.new_tensor([0.0, top])
+        u, v = pixel_centers(target.size, positions.device).unbind(-1)
+        pixels = torch.stack([u, v + top], -1)
         of_voxels = voxels.at(pixels, positions)
         positions = positions.flatten(2)  # batch sample ray
         near, far = target.near[:, None, None], target.far[:, None, None]

@@ -52,7 +52,7 @@ def pair_similarity(
     for (feature, seen), (other_feature, other_seen) in itertools.combinations(views, 2):
         both = (seen & other_seen)[..., None]
         product = (feature * other_feature).unflatten(-1, (groups, -1)).sum(-1)
-        similarities.append(torch.where(both, product, product.new_tensor(0.0)))
+        similarities.append(torch.where(both, product, 0.0))
         valid.append(both)
     count = torch.stack(valid).sum(0)
     mean = torch.stack(similarities).sum(0) / count.clamp_min(1)
