@@ -51,7 +51,8 @@ class Options:
         sizes: image sizes.
         views: numbers of source views.
         frames: lengths of a path.
-        processes: numbers of processes to share frames and training among; none leaves that table out.
+        processes: numbers of processes to share frames and training among; none leaves that table out, and on GPUs
+            those are left out for which there are too few.
         repeats: medians of so many.
     """
 
@@ -215,7 +216,8 @@ def main(options: Options) -> None:
     )
     of_views = measure_growth([(n, replace(case, sources=n)) for n in views], measure, ("encode", "render"))
     of_frames = measure_growth([(n, replace(case, frames=n)) for n in frames], measure, ("frames",))
-    shared = [shared_among(n, options, device) for n in options.processes]
+    there = torch.cuda.device_count() if device == "cuda" else max(options.processes, default=0)
+    shared = [shared_among(n, options, device) for n in options.processes if n <= there]
 
     names = {w * h / 1e6: f"{w}x{h}" for w, h in sizes}
     lines = [*machine_lines(effort), "", "### Image size", "", "Three sources of the same size as the target.", ""]

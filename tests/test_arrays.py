@@ -35,8 +35,11 @@ def arrays(generator) -> dict:
     }
 
 
-def test_equals_the_typed_way(model, arrays):
+def test_equals_the_typed_way(model, arrays, tmp_path):
     ours = idnerf.render(**arrays, model=model)
+    model.save(tmp_path / "weights.safetensors", half=False)
+    from_path = idnerf.render(**arrays, model=tmp_path / "weights.safetensors")
+    torch.testing.assert_close(from_path.rgb, ours.rgb)
     bounds = torch.tensor([1.0, 4.0])
     cameras = Cameras(arrays["c2w"], arrays["K"].expand(3, 3, 3), (40, 32), bounds[:1].expand(3), bounds[1:].expand(3))
     target = Cameras(arrays["target_c2w"], arrays["target_K"], (40, 32), bounds[0], bounds[1])

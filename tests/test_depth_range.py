@@ -58,7 +58,7 @@ def test_votes_within_the_tolerance_do_not_move_it_and_no_votes_neither():
     assert after_votes(torch.full((50,), 9.0), none_votes, FEWEST_SURE, nearer=False) == 4.0
     assert after_votes(torch.full((50,), 1.0), none_votes, FEWEST_SURE, nearer=True) == 4.0
     few = torch.arange(1000) < 5
-    assert after_votes(torch.full((1000,), 9.0), few, FEWEST_SURE, nearer=False) == 4.0  # all that vote, but hardly any do
+    assert after_votes(torch.full((1000,), 9.0), few, FEWEST_SURE, nearer=False) == 4.0  # hardly any vote
 
 
 def test_every_target_of_a_batch_has_votes_of_its_own():

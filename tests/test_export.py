@@ -482,6 +482,10 @@ def test_cloud_mesh_depth_and_data_set_on_the_command_line(capsys, scene, weight
         assert code == 0 and "mesh of" in out and "2 depth maps" in out, error
     code, out, error = run(capsys, "export", scene, "--out", tmp_path / "d" / "one.npy", *common, "--targets", 2)
     assert code == 0 and np.load(tmp_path / "d" / "one.npy").shape == (48, 64), error
+    (tmp_path / "d" / "one.npy").rename(tmp_path / "one.npy")
+    code, out, error = run(capsys, "export", scene, "--out", tmp_path / "d" / "one.NPY", *common, "--targets", 2)
+    assert code == 0 and np.array_equal(np.load(tmp_path / "d" / "one.NPY"), np.load(tmp_path / "one.npy")), error
+    (tmp_path / "d" / "one.NPY").rename(tmp_path / "d" / "one.npy")
     code, out, error = run(capsys, "export", scene, "--out", tmp_path / "d" / "many.exr", *common, "--sources", "1,3,0")
     assert code == 0, error
     names = sorted(p.name for p in (tmp_path / "d").iterdir())
@@ -496,4 +500,9 @@ def test_cloud_mesh_depth_and_data_set_on_the_command_line(capsys, scene, weight
     frames = json.loads((tmp_path / "set" / "transforms.json").read_text())["frames"]
     depth = np.load(tmp_path / "set" / frames[2]["depth_file_path"])
     assert depth.shape == (24, 32) and (depth > 0).all()
+    strict = ["--filter-depth", "--min-confidence", 1.0, "--targets", 2]
+    code, out, error = run(
+        capsys, "export", scene, "--out", tmp_path / "none.png", "--weights", weights, "--quality", "fast", *strict
+    )
+    assert code == 2 and "no depth is left" in error and not (tmp_path / "none.png").exists()
     assert not [p for p in tmp_path.rglob(".*")]

@@ -36,7 +36,7 @@ def test_torchrun_says_which_rank_this_is_and_without_it_there_is_one():
 
 
 def test_one_rank_makes_everything_itself():
-    ranks = join_ranks()
+    ranks = join_ranks("cpu")
     assert ranks.first and ranks.gather("item") == ["item"]
     assert list(ranks.made_in_order(3, lambda number: 10 * number)) == [0, 10, 20]
     with ranks.first_goes_ahead():
@@ -49,7 +49,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(InputError, match="--nproc-per-node"):
-        join_ranks()
+        join_ranks("cuda")
 
 
 def test_two_processes_evaluate_and_render_what_one_does(tmp_path, capsys):

@@ -5,6 +5,7 @@ import json
 import pickle
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,8 @@ import torch
 from PIL import Image
 
 import idnerf
-from idnerf.data.load import find_scenes, load_scene
+from idnerf.data import distortion
+from idnerf.data.load import distinct_names, find_scenes, load_scene
 from idnerf.errors import InputError
 from idnerf.geometry.projection import bilinear_lookup, project
 from idnerf.geometry.rays import unproject
@@ -358,6 +360,26 @@ def test_roots_of_several_scenes(tmp_path):
     assert [spec.path for spec in find_scenes(tmp_path / "a")] == [tmp_path / "a"]
     with pytest.raises(InputError, match="holds some: name one of them"):
         load_scene(tmp_path)
+
+
+def test_scenes_of_one_name_get_different_ones(tmp_path):
+    for folder in ("a/fern", "b/fern", "b/aloe"):
+        write_llff(tmp_path / folder, make_scene(**SQUARE))
+    assert distinct_names(find_scenes(tmp_path)) == ["a/fern", "aloe", "b/fern"]
+    assert distinct_names(find_scenes(tmp_path / "a")) == ["fern"]
+    assert distinct_names(find_scenes(tmp_path / "b")) == ["aloe", "fern"]
+
+
+def test_threads_make_one_map_of_a_lens(tmp_path, monkeypatch):
+    write, lens = next(iter(LENS_FORMATS.values()))
+    write(tmp_path, make_scene(size=(160, 128), focal=(110.0, 110.0), center=(82.0, 61.0), distort=lens))
+    scene, made = load_scene(tmp_path), []
+    distort = distortion.distort
+    distortion._lookup_grid.cache_clear()
+    monkeypatch.setattr(distortion, "distort", lambda *a: made.append(time.sleep(0.05)) or distort(*a))
+    monkeypatch.setattr("idnerf.data.scene.decoders", lambda photos: photos)
+    scene.views(range(len(scene)))
+    assert len(made) == 1
 
 
 def test_scene_survives_pickling(tmp_path):

@@ -609,6 +609,16 @@ def test_sources_are_encoded_once(renderer, scene, model, monkeypatch):
     assert len(calls) == 2
 
 
+def test_encodings_are_kept_up_to_a_size_and_the_last_one_always(renderer, scene, monkeypatch):
+    monkeypatch.setattr("idnerf.viewer.scene_renderer.ENCODED_PIXELS_KEPT", 5 * 64 * 48)
+    for sources in ((1, 2, 3), (0, 2), (0, 1)):
+        renderer.render(ViewRequest(view_of(scene, 0), sources, 64), Level.FULL, lambda: None)
+    assert [key[0] for key in renderer._features] == [(0, 2), (0, 1)]
+    monkeypatch.setattr("idnerf.viewer.scene_renderer.ENCODED_PIXELS_KEPT", 1)
+    renderer.render(ViewRequest(view_of(scene, 0), (1, 3), 64), Level.FULL, lambda: None)
+    assert [key[0] for key in renderer._features] == [(1, 3)]
+
+
 def test_rendering_can_be_given_up_within_the_network(renderer, scene):
     request = ViewRequest(view_of(scene, 0), (1, 2, 3), 64)
     counted = []

@@ -1,6 +1,7 @@
 """Arrays in, arrays out: for those who have cameras of their own and want none of our types."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ def render(
     far: float,
     *,
     size: tuple[int, int] | None = None,
-    model: IDNeRF | str = "default",
+    model: IDNeRF | str | Path = "default",
     quality: str = "full",
 ) -> RenderOutput:
     """Render one new view from source photos given as arrays (anything ``torch.as_tensor`` takes).
@@ -32,7 +33,7 @@ def render(
         target_K, target_c2w: [3, 3] and [4, 4] of the view to render.
         near, far: depth range (z) of the scene, in the units of ``c2w``.
         size: (width, height) to render; the sources' size by default.
-        model: an ``IDNeRF``, or what ``IDNeRF.from_pretrained`` takes.
+        model: an ``IDNeRF`` (load it once for several calls), or what ``IDNeRF.from_pretrained`` takes.
         quality: ``full`` or ``fast``.
 
     Raises:
@@ -64,7 +65,7 @@ def render(
     bounds = torch.tensor([near, far])
     source = Cameras(c2w.float(), K.float(), (width, height), bounds[0].expand(count), bounds[1].expand(count))
     target = Cameras(target_c2w, target_K, size or (width, height), bounds[0], bounds[1])
-    network = IDNeRF.from_pretrained(model) if isinstance(model, str) else model
+    network = model if isinstance(model, IDNeRF) else IDNeRF.from_pretrained(model)
     return network.render(Views(images, source).to(network.device), target.to(network.device), quality=quality)  # type: ignore[arg-type]
 
 

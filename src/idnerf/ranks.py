@@ -71,8 +71,8 @@ def ranks_of(environment: Mapping[str, str]) -> Ranks:
     return Ranks(int(environment["RANK"]), int(environment["WORLD_SIZE"]))
 
 
-def join_ranks() -> Ranks:
-    """Meet the other processes; each takes its own GPU where there are any. Ends with the process.
+def join_ranks(device: torch.device | str) -> Ranks:
+    """Meet the other processes; on ``cuda`` each takes its own GPU. Ends with the process.
 
     Raises:
         InputError: more processes on this machine than it has GPUs.
@@ -80,7 +80,7 @@ def join_ranks() -> Ranks:
     ranks = ranks_of(os.environ)
     if ranks.world == 1:
         return ranks
-    if torch.cuda.is_available():
+    if torch.device(device).type == "cuda":
         local = int(os.environ["LOCAL_RANK"])
         if local >= torch.cuda.device_count():
             raise InputError(

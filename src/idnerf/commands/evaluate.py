@@ -1,5 +1,6 @@
 """`idnerf evaluate`: render held-out views of scenes, score them, write the report."""
 
+import dataclasses
 from pathlib import Path
 
 import tyro
@@ -15,7 +16,7 @@ from idnerf.commands.options import (
     parse_views,
     progress_bar,
 )
-from idnerf.data.load import find_scenes, load_scene
+from idnerf.data.load import distinct_names, find_scenes, load_scene
 from idnerf.errors import InputError
 from idnerf.evaluation.evaluator import evaluate_scene, joined_results
 from idnerf.evaluation.lpips import load_lpips
@@ -74,7 +75,7 @@ def evaluate(
     wanted, views = parse_size(size), parse_views(targets, "--targets")
     where = choose_device(device)
     choose_precision(precision, where)  # before any work
-    ranks = join_ranks()
+    ranks = join_ranks(where)
     specs = find_scenes(scene, scan=scan, light=light)
     model = load_model(weights, where, precision)
     lpips = load_lpips(where)
@@ -82,11 +83,11 @@ def evaluate(
     if model.precision == "bf16":
         notes.append("networks computed in bfloat16, geometry in float32 (--precision float32 for all)")
     results = []
-    for spec in specs:
-        with progress_bar(f"evaluating {spec.name}", quiet=not ranks.first) as update:
+    for spec, name in zip(specs, distinct_names(specs), strict=True):
+        with progress_bar(f"evaluating {name}", quiet=not ranks.first) as update:
             parts = ranks.gather(
                 evaluate_scene(
-                    load_scene(spec),
+                    dataclasses.replace(load_scene(spec), name=name),
                     lambda source, target: model.render(source, target, quality=quality),
                     chosen,
                     num_sources,

@@ -28,7 +28,7 @@ from idnerf.export.atomic import check_new_folder
 from idnerf.export.consistency import FilterConfig, filtered_depth
 from idnerf.export.dataset import write_dataset
 from idnerf.export.depth_files import DEPTH_SUFFIXES, depth_scale, write_depth
-from idnerf.export.depth_views import DepthViews, render_depth_views, spread_pairs
+from idnerf.export.depth_views import DepthViews, nearest_sources, render_depth_views, spread_pairs
 from idnerf.export.gltf import upright, write_glb
 from idnerf.export.marching_cubes import require_scikit_image
 from idnerf.export.mesh import MeshConfig, fuse_mesh
@@ -185,7 +185,10 @@ def render_views(
     scene: Scene, used: list[int], cameras: Cameras, num_sources: int, weights: str, quality: str, device: torch.device
 ) -> DepthViews:
     """Depth maps at the cameras from the photos used."""
-    photos = scene.views(used)
+    # photos that no camera is near to are not even decoded
+    photos = scene.cameras[used]
+    near = {i for k in range(len(cameras)) for i in nearest_sources(photos, cameras[k], num_sources)}
+    photos = scene.views([used[i] for i in sorted(near)])
     model: Any = load_model(weights, device)
 
     def render(source: Views, target: Cameras) -> Any:
@@ -218,6 +221,8 @@ def write(
         return f"mesh of {len(surface.points):,} vertices and {len(surface.faces):,} triangles"
     if filter_depth:
         views = replace(views, depth=filtered_depth(views, filters))
+        if not (views.depth > 0).any():
+            raise InputError("no depth is left: lower --min-confidence or --min-views, or raise --depth-tolerance")
     if kind == "depth":
         return write_depth_maps(out, views, names)
     cloud = fused(views, filters, voxel)

@@ -90,7 +90,7 @@ def render(
     wanted_size = parse_size(size)
     where = choose_device(device)
     choose_precision(precision, where)  # before any work
-    ranks = join_ranks()
+    ranks = join_ranks(where)
     with ranks.first_goes_ahead():
         folder = posed(scene, quiet=not ranks.first)
     loaded = load_scene(folder, scan=scan, light=light)

@@ -5,7 +5,6 @@ thumbnails gives confident surface points, and each camera takes percentiles of 
 nothing matches, the arrangement of the cameras alone decides.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -19,6 +18,7 @@ from idnerf.data.view_selection import spread_indices
 from idnerf.geometry.cameras import resize
 from idnerf.geometry.projection import frustum_homography, project, visible
 from idnerf.geometry.rays import pixel_centers, rays_at_pixels
+from idnerf.processors import decoders
 from idnerf.types import Cameras
 
 NEAR_SLACK, FAR_SLACK = 0.8, 1.2
@@ -94,7 +94,7 @@ def bounds_from_images(cameras: Cameras, read_thumbnail: ReadThumbnail) -> Bound
     def sweeps(references: Sequence[int], baseline: float | None, nearest: float | None) -> list[tuple[Tensor, Tensor]]:
         pairs = [(i, neighbours(small, i, baseline)) for i in references]
         missing = sorted({view for i, others in pairs if others for view in (i, *others)} - thumbnails.keys())
-        with ThreadPoolExecutor(max(1, min(len(missing), os.cpu_count() or 1, 8))) as pool:
+        with ThreadPoolExecutor(decoders(len(missing))) as pool:
             pictures = pool.map(lambda view: read_thumbnail(view, small.size).mean(0), missing)
             thumbnails.update(zip(missing, pictures, strict=True))
         return [_sweep(small, i, others, thumbnails.__getitem__, nearest) for i, others in pairs]

@@ -4,6 +4,7 @@
 in r^2, tangential p1 p2); ``fisheye`` is Kannala and Brandt's (k1..k4 as a polynomial in theta^2).
 """
 
+import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -141,9 +142,14 @@ def undistort(
     ``K`` and ``pinhole_K`` are in pixels of ``image``.
     """
     size = (image.shape[2], image.shape[1])
-    grid = _lookup_grid(lens, tuple(K.double().flatten().tolist()), tuple(pinhole_K.double().flatten().tolist()), size)
+    matrices = [tuple(matrix.double().flatten().tolist()) for matrix in (K, pinhole_K)]
+    with _MAKING_A_GRID:  # photos are decoded in threads, and the cache alone would let each of them make one
+        grid = _lookup_grid(lens, *matrices, size)
     straight = F.grid_sample(image[None], grid[None], mode="bicubic", padding_mode="border", align_corners=False)
     return straight[0].clamp(0, 1)
+
+
+_MAKING_A_GRID = threading.Lock()
 
 
 # The views of a scene usually share one lens: the map is made once. Two entries, as large photos make large

@@ -1,6 +1,7 @@
 """Recognise the format of a folder and read it as a ``Scene``."""
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -119,6 +120,17 @@ def find_scenes(path: str | Path, *, scan: str | None = None, light: int = 3) ->
     if not found:
         raise InputError(_not_a_scene(root))
     return found
+
+
+def distinct_names(specs: Sequence[SceneSpec]) -> list[str]:
+    """The scenes' names; those that several scenes share become paths below the scenes' common folder."""
+    names = [spec.name for spec in specs]
+    folders = [(spec.path.parent if spec.path.is_file() else spec.path).resolve() for spec in specs]
+    common = os.path.commonpath([folder.parent for folder in folders]) if folders else ""
+    return [
+        name if names.count(name) == 1 else (folder / (spec.scan or "")).relative_to(common).as_posix()
+        for name, folder, spec in zip(names, folders, specs, strict=True)
+    ]
 
 
 def _scenes_below(root: Path, scan: str | None, light: int, levels: int) -> list[SceneSpec]:

@@ -1,6 +1,5 @@
 """A scene: posed photos of one place, whatever format they came in. Pictures are read when asked for."""
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from idnerf.data import view_selection
 from idnerf.data.photo import PosedPhoto
 from idnerf.errors import InputError
 from idnerf.geometry.cameras import resize as resize_cameras
+from idnerf.processors import decoders
 from idnerf.types import Cameras, Views
 
 
@@ -54,8 +54,7 @@ class Scene:
     def views(self, indices: Sequence[int]) -> Views:
         """Photos and cameras of several views, decoded in parallel threads."""
         indices = [self._checked(i) for i in indices]
-        workers = max(1, min(len(indices), os.cpu_count() or 1, 8))
-        with ThreadPoolExecutor(workers) as pool:
+        with ThreadPoolExecutor(decoders(len(indices))) as pool:
             images = list(pool.map(self.image, indices))
         return Views(torch.stack(images), self.cameras[indices])
 

@@ -31,14 +31,15 @@ def write_depth(path: Path, depth: Float[Tensor, "height width"], scale: float) 
     Raises:
         InputError: another suffix, a depth that 16 bits at this scale cannot hold, or a place that cannot be written.
     """
-    if path.suffix not in DEPTH_SUFFIXES:
+    suffix = path.suffix.lower()
+    if suffix not in DEPTH_SUFFIXES:
         raise InputError(f"expected a depth map ending in {', '.join(DEPTH_SUFFIXES)}; got {path.name!r}")
-    if path.suffix == ".exr":
+    if suffix == ".exr":
         return write_exr(path, depth)
     values = depth.detach().cpu().float().numpy()
-    if path.suffix == ".npy":
-        with whole_file(path) as temporary:
-            np.save(temporary, values)
+    if suffix == ".npy":
+        with whole_file(path) as temporary, open(temporary, "wb") as file:  # by name, NumPy would add an ending
+            np.save(file, values)
         return None
     steps = np.round(values.astype(np.float64) / scale)
     if steps.max(initial=0) > 65535:

@@ -34,7 +34,7 @@ REACH = 2.5
 PROBE_SCALE = 4
 """The target is probed at this fraction of its size."""
 LARGEST_PROBE = 1 << 17
-"""Pixels of a probe at most: a quarter of 1920x1080. Targets above are probed at a smaller fraction, in bounded memory."""
+"""Pixels of a probe at most, a quarter of 1920x1080 along each side; larger targets are probed at less."""
 TEXTURED = 0.03
 """Cells vote where every view that sees their likeliest point shows at least this standard deviation of colour around
 it: an even backdrop matches at any depth behind the object, and what the network says of it is a guess."""

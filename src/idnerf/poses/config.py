@@ -1,9 +1,9 @@
 """Options of finding poses."""
 
-import os
 from dataclasses import dataclass
 
 from idnerf.errors import InputError
+from idnerf.processors import usable_processors
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,7 @@ class PosesConfig:
 
     @property
     def thread_count(self) -> int:
-        if self.threads:
-            return self.threads
-        # Fewer than cpu_count where this process may use only some processors.
-        affinity = getattr(os, "sched_getaffinity", None)
-        return len(affinity(0)) if affinity else os.cpu_count() or 1
+        return self.threads or usable_processors()
 
     def features_for(self, photo_count: int) -> int:
         """Matching every pair costs photos^2 x features^2; many photos need fewer features each."""

@@ -29,8 +29,8 @@ COARSE_SECONDS, FULL_SECONDS = 0.4, 4.0
 
 COARSE_SIDES = range(96, 481, 16)
 
-ENCODINGS_KEPT = 4
-"""Sets of source views whose features stay in memory."""
+ENCODED_PIXELS_KEPT = 12_000_000
+"""Photo pixels, after enlarging, whose features stay in memory, 90 bytes each; those of the last picture always do."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,9 @@ class SceneRenderer:
             known = self.model.encode(views, enlarge=enlarge)
             with self._lock:
                 self._features[key] = known
-                while len(self._features) > ENCODINGS_KEPT:
-                    self._features.popitem(last=False)
+                kept = sum(map(encoded_pixels, self._features.values()))
+                while len(self._features) > 1 and kept > ENCODED_PIXELS_KEPT:
+                    kept -= encoded_pixels(self._features.popitem(last=False)[1])
         return known, scene.cameras[list(sources)]
 
     @contextmanager
@@ -134,6 +135,12 @@ class SceneRenderer:
             before = time.monotonic()
             checkpoint()
             self._thread.waited += time.monotonic() - before
+
+
+def encoded_pixels(features: Any) -> int:
+    """Photo pixels that features were made of."""
+    cameras = features.cameras
+    return len(cameras.c2w.flatten(0, -3)) * cameras.width * cameras.height
 
 
 class Speed:
