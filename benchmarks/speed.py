@@ -22,6 +22,7 @@ from typing import Any, Literal
 import torch
 import tyro
 
+from boards import weights_hash
 from idnerf.commands.options import choose_device
 from idnerf.errors import InputError
 from pages import put_between_marks
@@ -102,7 +103,9 @@ def measured(case: Case, effort: Effort, reference: Path | None) -> dict[str, An
 
 
 def key_of(case: Case, effort: Effort) -> str:
-    return json.dumps([asdict(case), effort.device, effort.threads, effort.processor])
+    """What a kept measurement is of: on another machine, or of other default weights, a case is measured anew."""
+    setting = [effort.device, effort.threads, effort.processor, effort.repeats]
+    return json.dumps([asdict(case), *setting, machine_lines(effort), weights_hash("default")])
 
 
 def measure_all(options: Options, effort: Effort) -> Callable[[Case], dict[str, Any]]:

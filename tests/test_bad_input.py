@@ -164,6 +164,7 @@ VIEW: dict[str, Case] = {
 }
 
 POSES: dict[str, Case] = {
+    "unknown device": ("{blank_photos} --out set --device tpu", "expected --device auto, cpu or cuda, got 'tpu'"),
     "folder without a name": ("{blank_photos} --out .", "name of a new folder"),
     "no photos given": ("", "Missing"),
     "no such folder": ("{nowhere} --out scene", "does not exist"),
@@ -195,6 +196,7 @@ DEMO: dict[str, Case] = {
 }
 
 PROCEDURAL: dict[str, Case] = {
+    "unknown device": ("--out set --device tpu", "expected --device auto, cpu or cuda, got 'tpu'"),
     "no out": ("", "Missing"),
     "no scenes": ("--out set --count 0", "--count"),
     "negative seed": ("--out set --seed -1 --size 32 24", "--seed"),
@@ -212,6 +214,7 @@ PROCEDURAL: dict[str, Case] = {
 }  # fmt: skip
 
 CONVERT: dict[str, Case] = {
+    "unknown device": ("{pickle} --out a.safetensors --device tpu", "expected --device auto, cpu or cuda, got 'tpu'"),
     "no file given": ("", "Missing"),
     "no such file": ("{nowhere} --out a.safetensors", "found none"),
     "a folder": ("{empty} --out a.safetensors", "found none"),
@@ -226,6 +229,7 @@ CONVERT: dict[str, Case] = {
 }
 
 SHARE: dict[str, Case] = {
+    "unknown device": ("{weights} --out mine --device tpu", "expected --device auto, cpu or cuda, got 'tpu'"),
     "folder without a name": ("{weights} --out .", "name of a new folder"),
     "no weights given": ("", "Missing"),
     "missing weights": ("none.safetensors --out mine", "which does not exist"),
@@ -305,6 +309,7 @@ def with_suffix(suffix: str) -> dict[str, Case]:
 
 SHARED = {**SCENES, **SIZES, **DEVICES, **WEIGHTS, **FLAGS}
 CHECK: dict[str, Case] = {
+    "unknown device": ("{scene} --device tpu", "expected --device auto, cpu or cuda, got 'tpu'"),
     **{case: words for case, words in SCENES.items() if case not in ("one photo without poses", "one view")},
     "one photo without poses": ("{one_photo}", "found none of"),
 }
@@ -483,6 +488,7 @@ def test_a_missing_extra_is_named(package, line, capsys, monkeypatch, places, tm
 
 def test_every_command_is_tried():
     assert set(CASES) == set(cli.COMMANDS)
+    assert all("unknown device" in cases for cases in CASES.values())
 
 
 def test_no_command_and_an_unknown_one(capsys):

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import tyro
 
-from idnerf.commands.options import progress_bar
+from idnerf.commands.options import choose_device, progress_bar
 from idnerf.data.load import find_scenes, load_scene, recognise
 from idnerf.data.scene import Scene
 from idnerf.training.dtu_layout import inspect_dtu
 
 
-def check(scene: tyro.conf.Positional[Path], *, scan: str | None = None, light: int = 3) -> None:
+def check(scene: tyro.conf.Positional[Path], *, scan: str | None = None, light: int = 3, device: str = "auto") -> None:
     """Say what a folder holds and what it lacks. Every photo is decoded; nothing is written.
 
     A DTU root is checked against the published lists instead, by names and headers; with --scan, that scan's photos.
@@ -19,7 +19,9 @@ def check(scene: tyro.conf.Positional[Path], *, scan: str | None = None, light: 
         scene: a scene folder, a folder of several scenes, or a DTU root.
         scan: which scan of a DTU root.
         light: which light of DTU, 0 to 6.
+        device: auto, cpu or cuda, as for every command; photos are decoded on the CPU.
     """
+    choose_device(device)
     root = scene.expanduser()
     if scan is None and recognise(root) == "dtu":
         print("\n".join(inspect_dtu(root).lines()))

@@ -220,7 +220,8 @@ def write(
             write_ply(out, surface.points, surface.colors, faces=surface.faces)
         return f"mesh of {len(surface.points):,} vertices and {len(surface.faces):,} triangles"
     if filter_depth:
-        views = replace(views, depth=filtered_depth(views, filters))
+        with progress_bar("comparing depth maps") as update:
+            views = replace(views, depth=filtered_depth(views, filters, update))
         if not (views.depth > 0).any():
             raise InputError("no depth is left: lower --min-confidence or --min-views, or raise --depth-tolerance")
     if kind == "depth":
@@ -235,7 +236,8 @@ def write(
 
 def fused(views: DepthViews, filters: FilterConfig, voxel: float | None) -> PointCloud:
     """The point cloud; bad input when nothing is left of it."""
-    cloud = fuse_points(views, filters)
+    with progress_bar("joining depth maps") as update:
+        cloud = fuse_points(views, filters, update)
     if len(cloud) == 0:
         raise InputError("no point is left: lower --min-confidence or --min-views, or raise --depth-tolerance")
     return cloud if voxel is None else voxel_downsample(cloud, voxel)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from idnerf.commands.options import check_writable
+from idnerf.commands.options import check_writable, choose_device
 from idnerf.errors import InputError
 from idnerf.evaluation.report import read_report
 from idnerf.export.atomic import check_new_folder, whole_folder
@@ -26,6 +26,7 @@ def share(
     licence: str | None = None,
     data: str | None = None,
     private: bool = False,
+    device: str = "auto",
 ) -> None:
     """Write a folder of weights and model card that others load; with --repo-id push it to the Hugging Face hub too.
 
@@ -38,7 +39,9 @@ def share(
         licence: of the weights, such as apache-2.0. Default: that of the package for its own weights, else none.
         data: what the weights were trained on, in words. Default: what their file records.
         private: make the repository a private one.
+        device: auto, cpu or cuda, as for every command; this one needs the CPU alone.
     """
+    choose_device(device)
     if repo_id is not None:
         check_repo_id(repo_id)
     if private and repo_id is None:

@@ -1,5 +1,6 @@
 """Which depths other views confirm: the geometric consistency check of multi-view stereo (MVSNet, arXiv 1804.02505)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -84,8 +85,13 @@ def believed(views: DepthViews, min_confidence: float) -> Float[Tensor, "view he
     return views.depth * (views.confidence >= min_confidence)
 
 
-def filtered_depth(views: DepthViews, config: FilterConfig) -> Float[Tensor, "view height width"]:
-    """Depth maps averaged with those that agree, and 0 where too few do or the confidence is too low."""
+def filtered_depth(
+    views: DepthViews, config: FilterConfig, progress: Callable[[int, int], None] | None = None
+) -> Float[Tensor, "view height width"]:
+    """Depth maps averaged with those that agree, and 0 where too few do or the confidence is too low.
+
+    ``progress`` is told (done, total) maps.
+    """
     depth = believed(views, config.min_confidence)
     needed = min(config.min_views, len(views))
     averaged = []
@@ -98,4 +104,6 @@ def filtered_depth(views: DepthViews, config: FilterConfig) -> Float[Tensor, "vi
             total += torch.where(answer.agrees, answer.depth, torch.zeros_like(total))
             count += answer.agrees
         averaged.append(torch.where(count >= needed, total / count.clamp_min(1), torch.zeros_like(total)))
+        if progress is not None:
+            progress(i + 1, len(views))
     return torch.stack(averaged)

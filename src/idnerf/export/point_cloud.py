@@ -1,5 +1,6 @@
 """A coloured point cloud from several depth maps: each surface point once, with the mean of those who see it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -32,11 +33,14 @@ class PointCloud:
         return len(self.points)
 
 
-def fuse_points(views: DepthViews, config: FilterConfig) -> PointCloud:
+def fuse_points(
+    views: DepthViews, config: FilterConfig, progress: Callable[[int, int], None] | None = None
+) -> PointCloud:
     """Fuse depth maps view by view.
 
     A point is kept when at least ``config.min_views`` maps agree on it (all of them, where there are fewer). Position
-    and colour are the mean over these, and the pixels that agreed give no second point.
+    and colour are the mean over these, and the pixels that agreed give no second point. ``progress`` is told (done,
+    total) maps.
     """
     depth = believed(views, config.min_confidence)
     needed = min(config.min_views, len(views))
@@ -64,6 +68,8 @@ def fuse_points(views: DepthViews, config: FilterConfig) -> PointCloud:
         points = unproject(views.cameras[i], mean_depth)
         normals = depth_normals(points, mean_depth, views.cameras[i])
         clouds.append((points[kept], (total_color / count.clamp_min(1))[:, kept].T, normals[kept]))
+        if progress is not None:
+            progress(i + 1, len(views))
     points, colors, normals = (torch.cat(parts) for parts in zip(*clouds, strict=True))
     return PointCloud(points, colors.clamp(0, 1), normals)
 

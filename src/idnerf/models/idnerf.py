@@ -205,7 +205,7 @@ class IDNeRF(nn.Module, HubModel):
     def encode(self, source: Views, *, enlarge: bool = True) -> Any:
         """Features of source views [batch view]: everything that does not depend on the target.
 
-        ``enlarge``: small photos first, as the configuration says; without it they take a quarter of the time.
+        ``enlarge``: small photos first, as the configuration says; without it they take a fifth of the time.
         """
         with self._mixed_precision():
             if enlarge and self.enlarges(source):
