@@ -20,6 +20,7 @@ from idnerf.geometry.cameras import crop
 from idnerf.models.idnerf import IDNeRF, ModelConfig
 from idnerf.models.paper import PaperConfig
 from idnerf.models.published import published_name
+from idnerf.rendering.frames import made_at_once
 from idnerf.training.objectives import LossConfig, objective
 from idnerf.training.optimizer import OptimizerConfig, clip_gradients, make_optimizer
 from idnerf.types import Batch, Cameras, Views
@@ -138,10 +139,11 @@ class OurSystem:
             return self.model.render_target(features, band, quality=self.quality, latent=latent)
 
     def render_path(self) -> None:
-        """Encode the sources, then render the target again and again, every picture dropped as a video drops it."""
+        """Encode the sources, then render the target again and again as `idnerf render` does, dropping the pictures."""
         features = self.encode()
-        for _ in range(self.case.frames):
-            self.render(features, self.case.size[1]).rgb.cpu()
+        device = self.batch.target.images.device
+        for _ in made_at_once(self.case.frames, lambda _: self.render(features, self.case.size[1]).rgb.cpu(), device):
+            pass
 
     def training_step(self) -> Callable[[], None]:
         cascade = self.case.system.startswith("cascade")
