@@ -25,6 +25,7 @@ import tyro
 from boards import weights_hash
 from idnerf.commands.options import choose_device
 from idnerf.errors import InputError
+from idnerf.geometry.precision import has_fast_bfloat16
 from pages import put_between_marks
 from speed_cases import OURS, PUBLISHED, PUBLISHED_SLICE, Case, Effort
 
@@ -160,7 +161,8 @@ def machine_lines(effort: Effort) -> list[str]:
     name = torch.cuda.get_device_name() if effort.device == "cuda" else processor_name()
     counted = "processor time" if effort.processor else "wall time"
     return [
-        f"{name}, {effort.threads} thread{'s' * (effort.threads != 1)}, PyTorch {torch.__version__}, float32; "
+        f"{name}, {effort.threads} thread{'s' * (effort.threads != 1)}, PyTorch {torch.__version__}, "
+        f"float32{', the cascade bfloat16' * has_fast_bfloat16(torch.device(effort.device))}; "
         f"{counted}, medians of {effort.repeats} (one run where it takes more than {effort.part:g} s)."
     ]
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from idnerf.allocator import keep_freed_memory
+from idnerf.commands.options import load_model
 from idnerf.config import CASCADE_LOSS, ID_NERF
 from idnerf.geometry.cameras import crop
 from idnerf.models.idnerf import IDNeRF, ModelConfig
@@ -105,9 +106,9 @@ def inputs(case: Case, device: str) -> Batch:
 
 def our_model(system: str, device: str) -> IDNeRF:
     """MatchNeRF with the published conventions and the published code's random weights, ID-NeRF as the paper's preset
-    has it, or the default weights."""
+    has it, or the default weights as the commands load them (in bfloat16 where the hardware is fast at it)."""
     if system.startswith("cascade"):
-        return IDNeRF.from_pretrained().to(device)
+        return load_model("default", torch.device(device))
     torch.manual_seed(0)
     if system == "idnerf":
         return IDNeRF(ID_NERF).to(device)
@@ -157,9 +158,10 @@ class OurSystem:
 
         def step() -> None:
             optimizer.zero_grad()
-            result = objective(
-                model, batch, loss_config, generator, rays_per_step=self.case.rays, fast_share=fast_share
-            )
+            with torch.autocast(generator.device.type, torch.bfloat16, enabled=model.precision == "bf16"):
+                result = objective(
+                    model, batch, loss_config, generator, rays_per_step=self.case.rays, fast_share=fast_share
+                )
             result.loss.backward()
             clip_gradients(optimizer, config)
             optimizer.step()
