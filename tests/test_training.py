@@ -70,7 +70,7 @@ from idnerf.training.procedural_scenes import (
     held_out_examples,
     shrunk_scene,
 )
-from idnerf.training.run_log import LossWatch
+from idnerf.training.run_log import RISE_STEPS, LossWatch
 from idnerf.training.score_distillation import GuidanceConfig
 from idnerf.training.state import STATE_FILE, load_state, save_state
 from idnerf.training.trainer import (
@@ -588,7 +588,7 @@ def test_a_gradient_that_is_not_finite_spoils_no_checkpoint(tmp_path, monkeypatc
 
 def test_a_rise_of_the_loss_is_noticed_once_and_noise_is_not():
     watch = LossWatch()
-    assert [watch.rises(x) for x in (1.0, 0.5, 0.7, 0.9, 1.2, 0.6, 0.85)] == [
+    assert [watch.rises(x, RISE_STEPS) for x in (1.0, 0.5, 0.7, 0.9, 1.2, 0.6, 0.85)] == [
         False,
         False,
         False,
@@ -600,6 +600,13 @@ def test_a_rise_of_the_loss_is_noticed_once_and_noise_is_not():
     assert watch.lowest == 0.5
 
 
+def test_a_hard_scene_is_no_rise():
+    watch = LossWatch()
+    assert not any(watch.rises(loss, RISE_STEPS // 10) for loss in [0.5, 0.4, 0.45, 0.9, 0.5, 0.6] * 20)
+    assert watch.latest == watch.lowest or watch.latest < 1.2 * watch.lowest
+    assert any(watch.rises(1.2, RISE_STEPS // 10) for _ in range(10))
+
+
 def test_a_loss_that_rises_is_warned_of_and_the_state_from_before_is_kept(tmp_path, monkeypatch, capfd):
     """Seen on default weights in training: within 100 steps the loss doubled, and thousands of steps were lost."""
     steps = []
@@ -609,6 +616,7 @@ def test_a_loss_that_rises_is_warned_of_and_the_state_from_before_is_kept(tmp_pa
         return 0.0 * a.sum() + (2.0 if len(steps) > 4 else 1.0)
 
     monkeypatch.setattr("idnerf.training.objectives.charbonnier", rising)
+    monkeypatch.setattr("idnerf.training.run_log.RISE_STEPS", 1)
     config = tiny_config(
         tmp_path, steps=6, save_every=2, log_every=1, loss=LossConfig(charbonnier=1.0, mse=0.0, blend=0.0)
     )

@@ -196,10 +196,10 @@ def train(
             window.add(terms, mse, rays * fabric.world_size)
             log.advance(step + 1, window.status())
             if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
-                values = window.take()
+                count, values = window.steps, window.take()
                 log.numbers(step + 1, values, "train")
-                if watch.rises(values["loss"]):
-                    log.warn(risen(values["loss"], watch.lowest, step + 1, run, copy=fabric.is_global_zero))
+                if watch.rises(values["loss"], count):
+                    log.warn(risen(watch.latest, watch.lowest, step + 1, run, copy=fabric.is_global_zero))
             if ((step + 1) % config.save_every == 0 or step + 1 == config.steps) and fabric.is_global_zero:
                 save_state(run / STATE_FILE, step + 1, model, ema, optimizer.optimizer, settings, options)
                 save_weights(run / "weights.safetensors", model, ema, step + 1, origin)
