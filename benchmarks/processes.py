@@ -45,7 +45,8 @@ def main(frames: int = 8, device: str = "auto", threads: int = 1, repeats: int =
     """Render a path at 320x256 and train the default configuration with 4096 rays of 320x256 sources."""
     keep_freed_memory()
     torch.set_num_threads(threads)
-    where, ranks = choose_device(device), join_ranks()
+    where = choose_device(device)
+    ranks = join_ranks(where)
     case = Case("cascade full", "frames", (320, 256), rays=4096)
     system = OurSystem(case, where.type)
     features = system.encode()

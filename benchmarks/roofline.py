@@ -49,10 +49,10 @@ def clock(device: torch.device, processor: bool) -> float:
     return time.process_time() if processor else time.perf_counter()
 
 
-def measure_rates(device: torch.device, processor: bool) -> MachineRates:
-    """Float32 matrix products of 1024 x 1024 (8192 on a GPU) and copies of ``COPIED_BYTES`` (1 GB on a GPU)."""
+def measure_rates(device: torch.device, processor: bool, dtype: torch.dtype = torch.float32) -> MachineRates:
+    """Matrix products in ``dtype`` of 1024 x 1024 (8192 on a GPU) and copies of ``COPIED_BYTES`` (1 GB on a GPU)."""
     side = 1024 if device.type == "cpu" else 8192
-    matrix = torch.randn(side, side, device=device)
+    matrix = torch.randn(side, side, device=device).to(dtype)
     numbers = torch.randn((COPIED_BYTES if device.type == "cpu" else 2**30) // 4, device=device)
     other = torch.empty_like(numbers)
 

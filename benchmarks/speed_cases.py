@@ -294,7 +294,8 @@ def peak_memory(device: torch.device) -> float:
 
 def roofline_of(system: OurSystem, case: Case, device: torch.device, effort: Effort) -> dict[str, Any]:
     """Machine rates, and every stage's operations, bytes, seconds and floor: encoding, then per ray."""
-    rates = measure_rates(device, effort.processor)
+    dtype = torch.bfloat16 if system.model.precision == "bf16" else torch.float32
+    rates = measure_rates(device, effort.processor, dtype)
     core = system.model.core
     encoding = stage_costs(core.encoder, system.encode, device, effort.processor, repeats=1)
     features = system.encode()

@@ -17,6 +17,7 @@ import idnerf
 from idnerf.data import distortion
 from idnerf.data.load import distinct_names, find_scenes, load_scene
 from idnerf.errors import InputError
+from idnerf.evaluation.protocols import own_name
 from idnerf.geometry.projection import bilinear_lookup, project
 from idnerf.geometry.rays import unproject
 from scene_writers import (
@@ -368,6 +369,8 @@ def test_scenes_of_one_name_get_different_ones(tmp_path):
     assert distinct_names(find_scenes(tmp_path)) == ["a/fern", "aloe", "b/fern"]
     assert distinct_names(find_scenes(tmp_path / "a")) == ["fern"]
     assert distinct_names(find_scenes(tmp_path / "b")) == ["aloe", "fern"]
+    far = load_scene(tmp_path / "a" / "fern")
+    assert own_name(replace(far, name="a/fern")) == own_name(far) == "fern"
 
 
 def test_threads_make_one_map_of_a_lens(tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ import idnerf
 import two_processes
 from idnerf.checkpoint import read_tensors
 from idnerf.commands.parsing import parse
-from idnerf.commands.train import flags_of
+from idnerf.commands.train import flags_of, recorded_flags
 from idnerf.commands.train import train as train_command
 from idnerf.config import PRESETS, DTUTraining, ProceduralTraining, run_training
 from idnerf.data.procedural.config import ProceduralConfig
@@ -600,6 +600,22 @@ def test_a_rise_of_the_loss_is_noticed_once_and_noise_is_not():
     assert watch.lowest == 0.5
 
 
+def test_states_saved_before_a_rise_is_noticed_are_not_the_ones_kept(tmp_path, monkeypatch):
+    """Steps 5 to 8 are judged together at step 8, and saved one by one until then."""
+    steps = []
+
+    def rising(a, b, *_):
+        steps.append(1)
+        return 0.0 * a.sum() + (2.0 if len(steps) > 4 else 1.0)
+
+    monkeypatch.setattr("idnerf.training.objectives.charbonnier", rising)
+    monkeypatch.setattr("idnerf.training.run_log.RISE_STEPS", 4)
+    loss = LossConfig(charbonnier=1.0, mse=0.0, blend=0.0)
+    train(tiny_config(tmp_path, steps=9, save_every=1, log_every=2, loss=loss), PlaneScenes(), [])
+    assert load_state(tmp_path / BEFORE_RISE).step == 4
+    assert load_state(tmp_path / STATE_FILE).step == 9
+
+
 def test_a_hard_scene_is_no_rise():
     watch = LossWatch()
     assert not any(watch.rises(loss, RISE_STEPS // 10) for loss in [0.5, 0.4, 0.45, 0.9, 0.5, 0.6] * 20)
@@ -624,9 +640,10 @@ def test_a_loss_that_rises_is_warned_of_and_the_state_from_before_is_kept(tmp_pa
     shown = capfd.readouterr().err
     assert shown.count("warning: loss") == 1 and "at step 5" in shown
     assert load_state(tmp_path / BEFORE_RISE).step == 4
-    assert BEFORE_RISE in risen(2.0, 1.0, 6, tmp_path, copy=True)  # a second rise
+    assert BEFORE_RISE in risen(LossWatch(), 6, tmp_path, tmp_path / STATE_FILE)  # a second rise
     assert load_state(tmp_path / BEFORE_RISE).step == 4
     assert load_state(tmp_path / STATE_FILE).step == 6
+    assert not list(tmp_path.glob("*.judged")) and BEFORE_RISE not in risen(LossWatch(), 6, tmp_path, None)
     (tmp_path / BEFORE_RISE).replace(tmp_path / STATE_FILE)
     train(replace(config, resume=tmp_path), PlaneScenes(), [])
 
@@ -944,9 +961,34 @@ def test_the_command_line_trains(tmp_path, dtu_root):
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_flags_give_a_preset_back(name, tmp_path):
-    changed = replace(PRESETS[name], trainer=replace(PRESETS[name].trainer, steps=7, tile=None, augment=False))
+    trainer = PRESETS[name].trainer
+    prior = replace(trainer.guidance.prior, ray_tokens=False, path=str(tmp_path / "a prior"))
+    guidance = replace(trainer.guidance, prior=prior)
+    changed = replace(PRESETS[name], trainer=replace(trainer, steps=7, tile=None, augment=False, guidance=guidance))
     for config in (PRESETS[name], changed):
+        if isinstance(config, DTUTraining):
+            config = replace(config, root=config.root.absolute())  # it holds in any folder
         assert parse(type(config), list(flags_of(config)), "train", default=PRESETS[name]) == config
+
+
+def test_a_run_that_does_not_say_how_it_was_started_is_warned_of(tmp_path, capsys):
+    train(tiny_config(tmp_path / "run"), PlaneScenes(), [])
+    assert recorded_flags("cascade-procedural", ["--resume", str(tmp_path / "run")]) == []
+    assert "does not say how it was started" in capsys.readouterr().err
+
+
+def test_a_resumed_run_needs_its_first_weights_no_more_and_keeps_its_origin(tmp_path):
+    start = tmp_path / "start.safetensors"
+    IDNeRF(TINY_MODELS["paper"]).save(start)
+    config = tiny_config(tmp_path / "run", init=str(start), steps=2, save_every=1)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, Interrupted(1), [], options={"flags": ["--steps", "2"]})
+    origin = load_state(tmp_path / "run" / STATE_FILE).origin
+    start.unlink()
+    train(replace(config, resume=tmp_path / "run"), PlaneScenes(), [])
+    state = load_state(tmp_path / "run" / STATE_FILE)
+    assert (state.step, state.origin, state.options) == (2, origin, {"flags": ["--steps", "2"]})
+    assert IDNeRF.from_pretrained(tmp_path / "run").metadata["training"] == origin
 
 
 def test_a_resumed_run_finds_its_options_again_and_takes_new_ones(tmp_path, pool, dtu_root):
@@ -961,7 +1003,10 @@ def test_a_resumed_run_finds_its_options_again_and_takes_new_ones(tmp_path, pool
     assert state.step == state.config["steps"] == 3
     assert (state.config["seed"], state.config["fast_share"], state.config["tile"]) == (5, 0.25, [16, 16])
     train_command([name, f"--resume={run}", *here])  # the new number of steps is found again, too
-    assert load_state(run / STATE_FILE).config["steps"] == 3
+    flags = load_state(run / STATE_FILE).options["flags"]
+    assert flags[flags.index("--steps") + 1] == "3"
+    train_command([name, f"--resume={run}", "--steps", "4", *here])
+    assert load_state(run / STATE_FILE).step == 4
     with pytest.raises(InputError, match="was started with the preset cascade-procedural, got matchnerf-procedural"):
         train_command(["matchnerf-procedural", "--resume", str(run)])
 

@@ -616,7 +616,8 @@ def test_encodings_are_kept_up_to_a_size_and_the_last_one_always(renderer, scene
     assert [key[0] for key in renderer._features] == [(0, 2), (0, 1)]
     monkeypatch.setattr("idnerf.viewer.scene_renderer.ENCODED_PIXELS_KEPT", 1)
     renderer.render(ViewRequest(view_of(scene, 0), (1, 3), 64), Level.FULL, lambda: None)
-    assert [key[0] for key in renderer._features] == [(1, 3)]
+    renderer.render(ViewRequest(view_of(scene, 0), (1, 3)), Level.COARSE, lambda: None)
+    assert [key[0] for key in renderer._features] == [(1, 3), (1, 3)]  # coarse and full do not drive each other out
 
 
 def test_rendering_can_be_given_up_within_the_network(renderer, scene):

@@ -55,6 +55,8 @@ def recorded_flags(name: str, arguments: Sequence[str]) -> list[str]:
     if run is None or not path.is_file():
         return []
     options = read_metadata(path, "training state").get("options") or {}
+    if not options and os.environ.get("RANK", "0") == "0":
+        print(f"warning: {path} does not say how it was started: give the options of then", file=sys.stderr)
     if options and options["preset"] != name:
         raise InputError(f"{run} was started with the preset {options['preset']}, got {name}; give that one")
     return options.get("flags", [])
@@ -78,8 +80,14 @@ def flags_of(config: Any, prefix: str = "") -> Iterator[str]:
         name = field.name.replace("_", "-")
         if dataclasses.is_dataclass(value):
             yield from flags_of(value, "" if field.name == "trainer" else f"{prefix}{name}.")
-        elif isinstance(value, bool):
+        elif field.type in (bool, "bool"):
             yield f"--{prefix}{name}" if value else f"--{prefix}no-{name}"
         elif prefix or field.name not in PER_START:
             yield f"--{prefix}{name}"
-            yield from map(str, value if isinstance(value, list | tuple) else [value])
+            yield from map(word, value if isinstance(value, list | tuple) else [value])
+
+
+def word(value: Any) -> str:
+    """A value on the command line; paths so that they hold in any working directory."""
+    is_place = isinstance(value, Path) or (isinstance(value, str) and os.sep in value and Path(value).exists())
+    return str(Path(value).absolute()) if is_place else str(value)

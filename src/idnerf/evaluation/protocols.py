@@ -83,7 +83,7 @@ class Protocol:
     def _split(self, scene: Scene) -> Split:
         if not self.tables:
             return _every_view(scene)
-        name = scene.name.lower()
+        name = own_name(scene).lower()
         for table in self.tables:
             views = table.get("any_scene") or table["scenes"].get(name)
             if scene.format in table["formats"] and views:
@@ -125,7 +125,8 @@ def _from_table(table: dict[str, Any], views: dict[str, list[int]], scene: Scene
     notes: list[str] = []
     unit_mm = None
     if "test_scans" in table:
-        scan = int(scene.name.removeprefix("scan")) if scene.name.removeprefix("scan").isdigit() else None
+        number = own_name(scene).removeprefix("scan")
+        scan = int(number) if number.isdigit() else None
         unit_mm = table["unit_mm"] if scan in table["depth_scans"] else None
         if scan not in table["test_scans"]:
             kind = "a training scan" if scan in table["training_scans"] else "not a test scan"
@@ -189,6 +190,11 @@ def _ids(view_ids: Any, limit: int = 12) -> str:
 
 
 @cache
+def own_name(scene: Scene) -> str:
+    """What splits call the scene: its name without the folders that tell it from others of that name."""
+    return scene.name.rpartition("/")[2]
+
+
 def load_table(name: str) -> dict[str, Any]:
     """The parsed split file ``splits/{name}.json`` of the package."""
     return json.loads(resources.files("idnerf.evaluation").joinpath(f"splits/{name}.json").read_text("utf-8"))

@@ -1,6 +1,6 @@
 """A depth range that leaves surfaces out ruins a picture: look beyond it before rendering, and widen it where needed.
 
-given near, far --widen by REACH--> coarse volume at a sixteenth of the pixels --cells on texture vote--> near, far
+given near, far --widen by REACH--> coarse volume of at most 1/16 of the pixels --cells on texture vote--> near, far
 
 Near and far of own photos are guesses, and a surface outside them cannot be rendered in its place. The votes only
 widen, and only on texture: what widening a right range for nothing costs is in docs/limits.md. Few cells that are sure
@@ -32,7 +32,7 @@ from idnerf.types import Cameras
 REACH = 2.5
 """How far beyond near and far to look, as a factor."""
 PROBE_SCALE = 4
-"""The target is probed at this fraction of its size."""
+"""The target is probed at this fraction of its size, or at less (``LARGEST_PROBE``)."""
 LARGEST_PROBE = 1 << 17
 """Pixels of a probe at most, a quarter of 1920x1080 along each side; larger targets are probed at less."""
 TEXTURED = 0.03

@@ -63,22 +63,25 @@ class LossWatch:
 
     Attributes:
         latest, lowest: mean losses over ``RISE_STEPS`` steps or more.
+        calm: whether all steps told so far are judged, and the last ones are not of a rise.
     """
 
     def __init__(self) -> None:
         self.latest = self.lowest = float("inf")
-        self.risen = False
+        self.risen, self.calm = False, False
         self._sum = self._steps = 0.0
 
     def rises(self, loss: float, steps: int) -> bool:
         """Whether the rise began with these ``steps``, of this mean loss."""
         self._sum, self._steps = self._sum + loss * steps, self._steps + steps
         if self._steps < RISE_STEPS:
+            self.calm = False
             return False
         self.latest = self._sum / self._steps
         self._sum = self._steps = 0.0
         self.lowest, before = min(self.lowest, self.latest), self.risen
         self.risen = self.latest > RISE * abs(self.lowest)
+        self.calm = not self.risen
         return self.risen and not before
 
 

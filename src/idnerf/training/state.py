@@ -1,5 +1,6 @@
 """Training state on disk: weights, their average and AdamW's moments in one file, so that they never disagree."""
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ class TrainingState:
     """What the next step needs. All randomness is a function of (seed, step), so the step is the random state.
 
     ``options`` is what the command line wants to find again (``commands/train.py``); empty if it did not start the run.
+    ``origin`` is what the weights say of their training; None in states of earlier versions.
     """
 
     step: int
@@ -27,6 +29,7 @@ class TrainingState:
     moments: dict[str, Tensor]
     config: dict[str, Any]
     options: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, Any] | None = None
 
 
 def save_state(
@@ -37,6 +40,7 @@ def save_state(
     optimizer: torch.optim.Optimizer,
     config: dict[str, Any],
     options: Mapping[str, Any] | None = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> None:
     """Write everything as one file, atomically."""
     tensors = {f"model/{k}": v for k, v in model.state_dict().items()}
@@ -44,7 +48,7 @@ def save_state(
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"moments/{name}/{key}"] = value if isinstance(value, Tensor) else torch.tensor(float(value))
-    metadata = {"step": step, "train_config": config, "options": dict(options or {})}
+    metadata = {"step": step, "train_config": config, "options": dict(options or {}), "origin": origin}
     write_tensors(path, {k: v.clone() for k, v in tensors.items()}, metadata)
 
 
@@ -57,8 +61,47 @@ def load_state(path: Path) -> TrainingState:
     def part(prefix: str) -> dict[str, Tensor]:
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
-    config, options = metadata["train_config"], metadata.get("options", {})
-    return TrainingState(metadata["step"], part("model/"), part("ema/"), part("moments/"), config, options)
+    return TrainingState(
+        metadata["step"],
+        part("model/"),
+        part("ema/"),
+        part("moments/"),
+        metadata["train_config"],
+        metadata.get("options", {}),
+        metadata.get("origin"),
+    )
+
+
+class JudgedStates:
+    """Keeps the last training state whose steps are all known to be sound, while later ones are not judged yet.
+
+    ``judged`` is where ``path`` holds such a state, or a copy beside it does; None where there is none.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.copy = path, path.with_name(f"{path.name}.judged")
+        self.judged = path if path.exists() else None
+
+    def before_save(self, *, sound: bool) -> None:
+        """The state at ``path`` is about to be written over by one whose steps are known to be ``sound``, or not yet."""
+        if sound:
+            self.all_sound()
+            self.judged = self.path
+        elif self.judged == self.path:
+            copy_whole(self.path, self.copy)
+            self.judged = self.copy
+
+    def all_sound(self) -> None:
+        """All steps up to now are sound, those of the state at ``path`` among them."""
+        self.copy.unlink(missing_ok=True)
+        self.judged = self.path if self.path.exists() else None
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    """Copy a file; ``target`` is the old one or the whole new one."""
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.copyfile(source, partial)
+    partial.replace(target)
 
 
 def restore(state: TrainingState, model: nn.Module, ema: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:

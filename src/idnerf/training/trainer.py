@@ -9,7 +9,6 @@ With ``precision="bf16"`` the cascade's convolutions and matrix products run in 
 import dataclasses
 import math
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from idnerf.checkpoint import fingerprint, locate_weights, read_tensors, write_tensors
 from idnerf.errors import InputError
-from idnerf.models.idnerf import IDNeRF, ModelConfig, config_to_json
+from idnerf.models.idnerf import IDNeRF, ModelConfig, config_from_json, config_to_json
 from idnerf.models.paper import PaperModel
 from idnerf.models.published import initialise_encoder
 from idnerf.priors.prior import load_prior
@@ -38,7 +37,15 @@ from idnerf.training.optimizer import (
 )
 from idnerf.training.run_log import LossWatch, RunLog, Window
 from idnerf.training.score_distillation import GuidanceConfig, ScoreDistillation
-from idnerf.training.state import STATE_FILE, load_state, restore, save_state
+from idnerf.training.state import (
+    STATE_FILE,
+    JudgedStates,
+    TrainingState,
+    copy_whole,
+    load_state,
+    restore,
+    save_state,
+)
 from idnerf.types import Batch
 
 BEFORE_RISE = "before_rise.safetensors"
@@ -160,7 +167,8 @@ def train(
     fabric = launch(config)
 
     torch.manual_seed(config.seed)
-    model = start_model(config)
+    state = None if config.resume is None else load_state(run / STATE_FILE)
+    model = start_model(config, state)
     config = dataclasses.replace(config, model=model.config)  # weights to start from bring their own
     if config.encoder_init is not None:
         start_encoder(model, config.encoder_init)
@@ -170,14 +178,16 @@ def train(
     optimizer = make_optimizer(model, config.optimizer)
     wrapped, optimizer = fabric.setup(Objectives(model, config, guidance), optimizer)
     start = 0
-    if config.resume is not None:
-        state = load_state(run / STATE_FILE)
+    if state is not None:
         restore(state, model, ema, optimizer.optimizer)
         start = state.step
 
     log = RunLog(run, config.steps, start, active=fabric.is_global_zero)
-    window, watch = Window(), LossWatch()
-    settings, origin = plain(config), provenance(config, data, fabric.world_size)
+    window, watch, states = Window(), LossWatch(), JudgedStates(run / STATE_FILE)
+    settings = plain(config)
+    if state is not None:
+        options = options or state.options
+    origin = state.origin if state and state.origin else provenance(config, data, fabric.world_size)
     try:
         for step, batch in zip(range(start, config.steps), load_batches(config, scenes, start, fabric), strict=True):
             batch = batch.to(fabric.device)
@@ -199,13 +209,17 @@ def train(
                 count, values = window.steps, window.take()
                 log.numbers(step + 1, values, "train")
                 if watch.rises(values["loss"], count):
-                    log.warn(risen(watch.latest, watch.lowest, step + 1, run, copy=fabric.is_global_zero))
+                    log.warn(risen(watch, step + 1, run, states.judged if fabric.is_global_zero else None))
+                elif watch.calm and fabric.is_global_zero:
+                    states.all_sound()
             if ((step + 1) % config.save_every == 0 or step + 1 == config.steps) and fabric.is_global_zero:
-                save_state(run / STATE_FILE, step + 1, model, ema, optimizer.optimizer, settings, options)
+                states.before_save(sound=watch.calm and (step + 1) % config.log_every == 0)
+                save_state(run / STATE_FILE, step + 1, model, ema, optimizer.optimizer, settings, options, origin)
                 save_weights(run / "weights.safetensors", model, ema, step + 1, origin)
             due = config.validate_every and ((step + 1) % config.validate_every == 0 or step + 1 == config.steps)
             if due and held_out and fabric.is_global_zero:
                 log.numbers(step + 1, validate(model, ema, held_out, log, step + 1), "validation")
+        states.copy.unlink(missing_ok=True)
     finally:
         log.close()
     return run
@@ -260,15 +274,13 @@ def diverged(what: str, terms: dict[str, Tensor], step: int, batch: Batch, run: 
     )
 
 
-def risen(loss: float, lowest: float, step: int, run: Path, *, copy: bool) -> str:
+def risen(watch: LossWatch, step: int, run: Path, judged: Path | None) -> str:
     """What to say of a loss that rises; the last state from before its first rise is kept beside the run's."""
-    text = f"warning: loss {loss:.3g} at step {step}, it had been {lowest:.3g}: the learning rate may be too high"
-    if not (run / STATE_FILE).exists():
+    text = f"warning: loss {watch.latest:.3g} at step {step}, it had been {watch.lowest:.3g}: the learning rate may be too high"
+    if judged is None:
         return text
-    if copy and not (run / BEFORE_RISE).exists():  # a loss that hovers rises again: its states are no better
-        partial = run / f"{BEFORE_RISE}.partial"
-        shutil.copyfile(run / STATE_FILE, partial)
-        partial.replace(run / BEFORE_RISE)
+    if not (run / BEFORE_RISE).exists():  # a loss that hovers rises again: its states are no better
+        copy_whole(judged, run / BEFORE_RISE)
     return f"{text}; {run / BEFORE_RISE} keeps the last state before (rename it to {STATE_FILE} to resume from there)"
 
 
@@ -282,11 +294,17 @@ def start_encoder(model: IDNeRF, path: Path) -> None:
     initialise_encoder(model.core, tensors)
 
 
-def start_model(config: TrainerConfig) -> IDNeRF:
-    """A new model, or the weights that ``init`` names, with their own options or extended to those given."""
+def start_model(config: TrainerConfig, state: TrainingState | None = None) -> IDNeRF:
+    """A new model, or the weights that ``init`` names, with their own options or extended to those given.
+
+    With a ``state`` to resume from, ``init`` was read when the run was started: its options are the state's.
+    """
     if config.init is None:
         return IDNeRF(config.model)
     if not config.extend:
+        if state is not None:
+            name = state.config["model"]["configuration"]
+            return IDNeRF(config_from_json({"configuration": name, name: state.config["model"][name]}))
         return IDNeRF.from_pretrained(config.init)
     model = IDNeRF.extending(config.init, config.model)
     if config.only_added:

@@ -30,7 +30,7 @@ COARSE_SECONDS, FULL_SECONDS = 0.4, 4.0
 COARSE_SIDES = range(96, 481, 16)
 
 ENCODED_PIXELS_KEPT = 12_000_000
-"""Photo pixels, after enlarging, whose features stay in memory, 90 bytes each; those of the last picture always do."""
+"""Photo pixels, after enlarging, whose features stay in memory, 90 bytes each; those of the last sources always do."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,9 @@ class SceneRenderer:
             with self._lock:
                 self._features[key] = known
                 kept = sum(map(encoded_pixels, self._features.values()))
-                while len(self._features) > 1 and kept > ENCODED_PIXELS_KEPT:
-                    kept -= encoded_pixels(self._features.popitem(last=False)[1])
+                for other in [other for other in self._features if other[0] != sources]:
+                    if kept > ENCODED_PIXELS_KEPT:
+                        kept -= encoded_pixels(self._features.pop(other))
         return known, scene.cameras[list(sources)]
 
     @contextmanager
