@@ -83,7 +83,7 @@ class JudgedStates:
         self.judged = path if path.exists() else None
 
     def before_save(self, *, sound: bool) -> None:
-        """The state at ``path`` is about to be written over by one whose steps are known to be ``sound``, or not yet."""
+        """The state at ``path`` will be written over by one whose steps are known to be ``sound``, or not yet."""
         if sound:
             self.all_sound()
             self.judged = self.path

@@ -276,7 +276,8 @@ def diverged(what: str, terms: dict[str, Tensor], step: int, batch: Batch, run: 
 
 def risen(watch: LossWatch, step: int, run: Path, judged: Path | None) -> str:
     """What to say of a loss that rises; the last state from before its first rise is kept beside the run's."""
-    text = f"warning: loss {watch.latest:.3g} at step {step}, it had been {watch.lowest:.3g}: the learning rate may be too high"
+    before = f"it had been {watch.lowest:.3g}"
+    text = f"warning: loss {watch.latest:.3g} at step {step}, {before}: the learning rate may be too high"
     if judged is None:
         return text
     if not (run / BEFORE_RISE).exists():  # a loss that hovers rises again: its states are no better
