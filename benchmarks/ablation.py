@@ -246,7 +246,7 @@ def train_with_given_latent(variant: Variant, config: TrainerConfig, scenes: Pro
 
     with (
         patch.object(trainer, "objective", objective),
-        patch.object(trainer, "start_model", lambda c: with_given_latent(start_model(c))),
+        patch.object(trainer, "start_model", lambda *given: with_given_latent(start_model(*given))),
     ):
         train(config, scenes, [])
 

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "idnerf"
 
 # Lowest first. A module may import from lower levels and from its own part, never from a sibling part of its level.
 LEVELS = [
-    {"errors"},
+    {"errors", "processors"},
     {"types", "hub"},
     {"geometry", "checkpoint", "allocator", "ranks"},
     {"rendering"},
