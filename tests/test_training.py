@@ -600,18 +600,10 @@ def test_a_rise_of_the_loss_is_noticed_once_and_noise_is_not():
     assert watch.lowest == 0.5
 
 
-def test_states_saved_before_a_rise_is_noticed_are_not_the_ones_kept(tmp_path, monkeypatch):
+def test_states_saved_before_a_rise_is_noticed_are_not_the_ones_kept(tmp_path, monkeypatch, rising_at_step_5):
     """Steps 5 to 8 are judged together at step 8, and saved one by one until then."""
-    steps = []
-
-    def rising(a, b, *_):
-        steps.append(1)
-        return 0.0 * a.sum() + (2.0 if len(steps) > 4 else 1.0)
-
-    monkeypatch.setattr("idnerf.training.objectives.charbonnier", rising)
     monkeypatch.setattr("idnerf.training.run_log.RISE_STEPS", 4)
-    loss = LossConfig(charbonnier=1.0, mse=0.0, blend=0.0)
-    train(tiny_config(tmp_path, steps=9, save_every=1, log_every=2, loss=loss), PlaneScenes(), [])
+    train(tiny_config(tmp_path, steps=9, save_every=1, log_every=2, loss=rising_at_step_5), PlaneScenes(), [])
     assert load_state(tmp_path / BEFORE_RISE).step == 4
     assert load_state(tmp_path / STATE_FILE).step == 9
 
@@ -623,8 +615,9 @@ def test_a_hard_scene_is_no_rise():
     assert any(watch.rises(1.2, RISE_STEPS // 10) for _ in range(10))
 
 
-def test_a_loss_that_rises_is_warned_of_and_the_state_from_before_is_kept(tmp_path, monkeypatch, capfd):
-    """Seen on default weights in training: within 100 steps the loss doubled, and thousands of steps were lost."""
+@pytest.fixture
+def rising_at_step_5(monkeypatch) -> LossConfig:
+    """Losses of 1 up to step 4, of 2 from then on."""
     steps = []
 
     def rising(a, b, *_):
@@ -632,10 +625,15 @@ def test_a_loss_that_rises_is_warned_of_and_the_state_from_before_is_kept(tmp_pa
         return 0.0 * a.sum() + (2.0 if len(steps) > 4 else 1.0)
 
     monkeypatch.setattr("idnerf.training.objectives.charbonnier", rising)
+    return LossConfig(charbonnier=1.0, mse=0.0, blend=0.0)
+
+
+def test_a_loss_that_rises_is_warned_of_and_the_state_from_before_is_kept(
+    tmp_path, monkeypatch, capfd, rising_at_step_5
+):
+    """Seen on default weights in training: within 100 steps the loss doubled, and thousands of steps were lost."""
     monkeypatch.setattr("idnerf.training.run_log.RISE_STEPS", 1)
-    config = tiny_config(
-        tmp_path, steps=6, save_every=2, log_every=1, loss=LossConfig(charbonnier=1.0, mse=0.0, blend=0.0)
-    )
+    config = tiny_config(tmp_path, steps=6, save_every=2, log_every=1, loss=rising_at_step_5)
     train(config, PlaneScenes(), [])
     shown = capfd.readouterr().err
     assert shown.count("warning: loss") == 1 and "at step 5" in shown
