@@ -71,7 +71,7 @@ class TrainerConfig:
     out: Path = Path("runs/idnerf")
     """Run folder: weights, training state, logs."""
     resume: Path | None = None
-    """Run folder to continue; the same options continue it bit for bit on the CPU."""
+    """Run folder to continue, bit for bit on the CPU; its options are found again, those given here change them."""
     init: str | None = None
     """Weights to start from (a file, a hub id, `default`); the optimizer starts afresh."""
     extend: bool = False
