@@ -141,7 +141,7 @@ class SceneRenderer:
 def encoded_pixels(features: Any) -> int:
     """Photo pixels that features were made of."""
     cameras = features.cameras
-    return len(cameras.c2w.flatten(0, -3)) * cameras.width * cameras.height
+    return cameras.near.numel() * cameras.width * cameras.height
 
 
 class Speed:
