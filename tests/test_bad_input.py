@@ -256,7 +256,7 @@ TRAIN: dict[str, Case] = {
     "one source": ("cascade-procedural --source-views 1 3", "--source-views"),
     "sources backwards": ("cascade-procedural --source-views 4 2", "--source-views"),
     "tiny tile": ("cascade-procedural --tile 0 0", "--tile"),
-    "no learning": ("cascade-procedural --optimizer.encoder-lr 0", "--optimizer.encoder-lr"),
+    "no learning": ("cascade-procedural --optimizer.encoder-lr 0 --optimizer.decoder-lr 0", "--optimizer.decoder-lr"),
     "share of two": ("cascade-procedural --fast-share 2", "--fast-share"),
     "size of zero": ("cascade-procedural --scenes.scene.size 0 0", "size"),
     "more sources than views": ("cascade-procedural --source-views 6 8 --held-out 2 --workers 0", "source"),

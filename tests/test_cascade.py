@@ -30,7 +30,7 @@ from idnerf.models.frustum_volume import DepthDistribution, FrustumVolume
 from idnerf.models.idnerf import IDNeRF, ModelConfig, config_from_json, config_to_json
 from idnerf.models.image_refinement import confidence_of
 from idnerf.models.middle_stage import MiddleOutput, MiddleStage
-from idnerf.models.plane_conv import PlaneConv, conv3d_by_planes
+from idnerf.models.plane_conv import PlaneConv, conv3d_by_planes, onednn_takes
 from idnerf.models.view_blending import ContextBlending, ViewBlending, ray_angles
 from idnerf.models.view_matching import masked_mean, masked_mean_and_variance, pair_similarity
 from idnerf.rendering.sampling import inverse_depth_planes
@@ -84,6 +84,33 @@ def test_convolution_by_planes_equals_conv3d_values_and_gradients(stride, size, 
         strict=True,
     ):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.skipif(not onednn_takes(torch.float32), reason="PyTorch without oneDNN")
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(1, 1, 1), (5, 7, 9), (6, 4, 8), (2, 3, 1)])
+def test_convolution_without_gradient_equals_that_with(stride, size, generator):
+    conv = PlaneConv(3, 4, stride)
+    for layout in (torch.contiguous_format, torch.channels_last_3d):
+        x = torch.randn(2, 3, *size, generator=generator).contiguous(memory_format=layout)
+        with torch.no_grad():
+            without = conv(x)
+        assert without.is_contiguous(memory_format=torch.channels_last_3d)
+        torch.testing.assert_close(without, conv(x).detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_convolution_without_gradient_keeps_other_precisions(generator):
+    """Double precision and autocast on any CPU: what oneDNN cannot take goes the other way."""
+    conv, x = PlaneConv(3, 4), torch.randn(1, 3, 4, 5, 6, generator=generator)
+    with torch.no_grad():
+        expected = conv(x)
+        double = PlaneConv(3, 4).double()
+        double.load_state_dict(conv.state_dict())
+        torch.testing.assert_close(double(x.double()).float(), expected, atol=1e-5, rtol=1e-5)
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = conv(x)
+    assert rough.dtype == torch.bfloat16
+    torch.testing.assert_close(rough.float(), expected, atol=0.05, rtol=0.05)
 
 
 def test_plane_conv_holds_the_parameters_of_conv3d(generator):
@@ -255,17 +282,28 @@ def wave_features(cameras: Cameras, depth: float, waves: torch.Tensor) -> torch.
 
 
 @pytest.mark.parametrize("plane", [3, 9, 14])
-@pytest.mark.parametrize("stage", ["coarse", "middle", "fine"])
+@pytest.mark.parametrize("stage", ["halved", "coarse", "middle", "fine"])
 def test_similarity_peaks_at_the_true_plane_everywhere_in_the_image(stage, plane, generator):
     """No lookup is off by part of a cell or of a pixel: features of a plane agree at its depth, and only there."""
     planes, channels = 16, 16
-    size = {"coarse": (256, 192), "middle": (128, 96), "fine": (64, 48)}[stage]
+    size = {"halved": (512, 384), "coarse": (256, 192), "middle": (128, 96), "fine": (64, 48)}[stage]
     target = replace(cameras_on_a_wall(1, size, generator), c2w=torch.eye(4)[None])
     source = cameras_on_a_wall(3, size, generator)
     inverse_depths = inverse_depth_planes(target.near, target.far, planes)
     depth = float(1 / inverse_depths[0, plane])
     waves = torch.randn(2, channels // 2, generator=generator) * 4
-    if stage == "coarse":
+    if stage == "halved":
+        maps = wave_features(resize(source, (size[0] // 8, size[1] // 8)), depth, waves)[None]
+        blank = torch.zeros(1, 3, size[1] // 4, size[0] // 4, channels)
+        volume = FrustumVolume(channels, 1, (4, 8), 2)
+        volume.add_halved()
+        cues, seen = [], []
+        volume.from_halved.register_forward_pre_hook(lambda _, inputs: cues.append(inputs[0]))
+        volume.embed.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][..., -2] > 0.99))
+        with torch.no_grad():
+            volume(PyramidFeatures(blank, blank, halved=maps), source[None], target, planes)
+        similarity, seen = torch.cat(cues, 1)[0, :, :1], torch.cat(seen, 1)[0]
+    elif stage == "coarse":
         maps = wave_features(resize(source, (size[0] // 4, size[1] // 4)), depth, waves)
         volume = FrustumVolume(channels, 1, (4, 8), 2)
         cues = []
@@ -293,15 +331,16 @@ def test_similarity_peaks_at_the_true_plane_everywhere_in_the_image(stage, plane
         looked_up, visible = samples._look_up(PyramidFeatures(maps[None], maps[None]), source[None], target, positions)
         similarity = pair_similarity(looked_up[..., :channels], visible, 1)[0, :, :1]
         seen = visible.all(1)[0]
-    image = (planes, 48, 64)
-    similarity, seen = similarity.reshape(image), seen.reshape(image)
+    rows, columns = (96, 128) if stage == "halved" else (48, 64)
+    similarity, seen = similarity.reshape(planes, rows, columns), seen.reshape(planes, rows, columns)
     best = torch.where(seen, similarity, -1.0).argmax(0)
-    for rows in (slice(0, 24), slice(24, 48)):
-        for columns in (slice(0, 32), slice(32, 64)):
-            inside = seen[plane, rows, columns]
+    for row in (0, rows // 2):
+        for column in (0, columns // 2):
+            quarter = (slice(row, row + rows // 2), slice(column, column + columns // 2))
+            inside = seen[plane][quarter]
             assert inside.float().mean() > 0.15
-            assert (best[rows, columns] == plane)[inside].float().mean() > 0.97
-            assert similarity[plane, rows, columns][inside].mean() > 0.95
+            assert (best[quarter] == plane)[inside].float().mean() > 0.97
+            assert similarity[plane][quarter][inside].mean() > 0.95
 
 
 def test_normalised_groups_have_unit_length(generator):
@@ -777,6 +816,38 @@ def test_weights_from_before_the_middle_stage_load_and_can_be_extended(tmp_path)
         optimizer.step()
         losses.append(objective.terms["middle_distribution"].item())
     assert losses[-1] < losses[0] - 0.05, losses
+
+
+def test_weights_from_before_halved_matching_load_and_share_their_similarity(tmp_path, monkeypatch):
+    """Where both scales say the same, the extended network renders what the old one did."""
+    torch.manual_seed(0)
+    old = waken(IDNeRF(ModelConfig(cascade=replace(TINY_CASCADE, halved_matching=False)))).eval()
+    config = config_to_json(old.config)
+    del config["cascade"]["halved_matching"]
+    write_tensors(tmp_path / "old.safetensors", old.state_dict(), {"config": config})
+    loaded = IDNeRF.from_pretrained(tmp_path / "old.safetensors")
+    example = tiny_example()
+    expected = old.render(example.source, example.target.cameras).rgb
+    assert torch.equal(loaded.render(example.source, example.target.cameras).rgb, expected)
+    assert loaded.encode(example.source[None]).pyramid.halved is None
+
+    extended = IDNeRF.extending(tmp_path / "old.safetensors", TINY_MODELS["cascade"]).eval()
+    assert extended.added == {"core.volume.from_halved.weight", "core.volume.halved_gain"}
+    other = extended.render(example.source, example.target.cameras).rgb
+    assert (other - expected).abs().max() > 1e-3
+    volume = extended.core.volume
+    monkeypatch.setattr(volume, "_match_halved", lambda *inputs: volume._match(*inputs)[..., : 2 * volume.groups])
+    same = extended.render(example.source, example.target.cameras).rgb
+    torch.testing.assert_close(same, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(64, 48), (61, 47)])
+def test_the_halved_map_is_the_coarse_map_of_the_halved_photo(cascade, size, generator):
+    images = torch.rand(1, 2, 3, size[1], size[0], generator=generator)
+    padded = F.pad(images.flatten(0, 1), (0, size[0] % 2, 0, size[1] % 2), mode="replicate")
+    halved = F.avg_pool2d(padded, 2).unflatten(0, (1, 2))
+    with torch.no_grad():
+        torch.testing.assert_close(cascade.encoder(images).halved, cascade.encoder(halved).coarse)
 
 
 @pytest.mark.parametrize("named", [{"amx_bf16": True}, {"avx512_bf16": True}, {"avx512_bf16": False}, {}])

@@ -56,6 +56,8 @@ from idnerf.training.losses import (
 from idnerf.training.objectives import LossConfig, cascade_objective, colour_weights, objective
 from idnerf.training.optimizer import (
     OptimizerConfig,
+    clip_gradients,
+    freeze_still_parts,
     make_optimizer,
     one_cycle,
     parameter_groups,
@@ -430,6 +432,26 @@ def test_groups_hold_every_parameter_once_and_every_parameter_moves(configuratio
     still = [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
     assert not still
     assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_a_part_with_no_learning_rate_stays_as_it_is():
+    torch.manual_seed(0)
+    model = IDNeRF(TINY_MODELS["cascade"])
+    config = OptimizerConfig(encoder_lr=0.0)
+    freeze_still_parts(model, config)
+    assert not any(p.requires_grad for p in model.core.encoder.parameters())
+    optimizer = make_optimizer(model, config)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    for step in range(2):
+        optimizer.zero_grad()
+        objective(
+            model, dataset(tile=None)[step], ALL_TERMS, seeded(step), rays_per_step=64, fast_share=0.0
+        ).loss.backward()
+        clip_gradients(optimizer, config)
+        optimizer.step()
+    still = {name for name, p in model.named_parameters() if torch.equal(p, before[name])}
+    encoder = {f"core.encoder.{name}" for name, _ in model.core.encoder.named_parameters()}
+    assert encoder <= still and len(still) < len(before)
 
 
 def test_one_cycle_rises_then_falls():

@@ -59,11 +59,13 @@ class PyramidFeatures:
         coarse: at 1/4, matching features, groups of unit length.
         fine: at full resolution: matching features (groups of unit length), then the colour (RGB).
         middle: at 1/2, the same; None where the cascade has no middle stage.
+        halved: the coarse map of the photo at half its size, so at 1/8; None where the cascade does not look there.
     """
 
     coarse: Float[Tensor, "batch view height4 width4 coarse_channel"]
     fine: Float[Tensor, "batch view height width fine_channel"]
     middle: Float[Tensor, "batch view height2 width2 middle_channel"] | None = None
+    halved: Float[Tensor, "batch view height8 width8 coarse_channel"] | None = None
 
 
 class FeaturePyramid(nn.Module):
@@ -74,8 +76,8 @@ class FeaturePyramid(nn.Module):
         coarse_channels, coarse_groups: matching features at 1/4.
         fine_channels, fine_groups: matching features at full resolution.
 
-    ``add_middle`` adds an output at 1/2. ``mixing``, where set, is attention among the views at 1/8:
-    [batch view channel height8 width8] to the same.
+    ``add_middle`` adds an output at 1/2. ``halves``, where set, encodes every photo at half its size too. ``mixing``,
+    where set, is attention among the views at 1/8: [batch view channel height8 width8] to the same.
     """
 
     stride = 16
@@ -108,6 +110,7 @@ class FeaturePyramid(nn.Module):
         self.mixing: nn.Module | None = None
         self.middle_head: nn.Module | None = None
         self.middle_groups = 0
+        self.halves = False
 
     def add_middle(self, channels: int, groups: int) -> None:
         """Matching features at 1/2 too."""
@@ -130,7 +133,23 @@ class FeaturePyramid(nn.Module):
             mixed = self.mixing(deepest).flatten(0, 1).split(len(parts[0]))
             maps = [self._expand((*scales[:-1], deep)) for scales, deep in zip(contracted, mixed, strict=True)]
         joined = [torch.cat(parts).unflatten(0, (batch, view)) for parts in zip(*maps, strict=True)]
-        return PyramidFeatures(*joined)
+        return PyramidFeatures(*joined, halved=self._halved(flat).unflatten(0, (batch, view)) if self.halves else None)
+
+    def _halved(
+        self, images: Float[Tensor, "image 3 height width"]
+    ) -> Float[Tensor, "image height8 width8 coarse_channel"]:
+        """The coarse map of the photos at half their size: twice the context around a cell."""
+        padded = F.pad(images, (0, images.shape[-1] % 2, 0, images.shape[-2] % 2), mode="replicate")
+        _, _, _, s2, s3 = self._contract(F.avg_pool2d(padded, 2))
+        return self._coarse(self._up_to_coarse(s2, s3))
+
+    def _up_to_coarse(self, s2: Tensor, s3: Tensor) -> Tensor:
+        """Features at 1/4 that know those at 1/8."""
+        return self.up2(s2 + upsample2(self.lateral2(activate(s3))))
+
+    def _coarse(self, s2: Tensor) -> Float[Tensor, "image height4 width4 coarse_channel"]:
+        """The coarse map of these."""
+        return normalize_groups(self.coarse_head(activate(s2)).permute(0, 2, 3, 1).float(), self.coarse_groups)
 
     def _contract(self, x: Float[Tensor, "image 3 height width"]) -> tuple[Tensor, ...]:
         """The photo padded to a multiple of the stride, then features at 1, 1/2, 1/4, and at 1/8 with 1/16 in them."""
@@ -148,13 +167,12 @@ class FeaturePyramid(nn.Module):
     def _expand(self, scales: tuple[Tensor, ...]) -> tuple[Float[Tensor, "image map_height map_width channel"], ...]:
         """From the features of every scale to the maps for matching: coarse, fine, and middle where it is wanted."""
         x, s0, s1, s2, s3 = scales
-        s2 = self.up2(s2 + upsample2(self.lateral2(activate(s3))))
-        coarse = self.coarse_head(activate(s2)).permute(0, 2, 3, 1).float()
+        s2 = self._up_to_coarse(s2, s3)
         s1 = self.up1(s1 + upsample2(self.lateral1(activate(s2))))
         s0 = s0 + upsample2(self.lateral0(activate(s1)))
         fine = self.fine_head(s0).permute(0, 2, 3, 1).float()
         fine = torch.cat([normalize_groups(fine, self.fine_groups), x.permute(0, 2, 3, 1)], -1)
-        maps = (normalize_groups(coarse, self.coarse_groups), fine)
+        maps = (self._coarse(s2), fine)
         if self.middle_head is None:
             return maps
         middle = normalize_groups(self.middle_head(s1).permute(0, 2, 3, 1).float(), self.middle_groups)

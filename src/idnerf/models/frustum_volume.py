@@ -23,6 +23,8 @@ from idnerf.models.view_matching import look_up_views, masked_mean_and_variance,
 from idnerf.rendering.sampling import inverse_depth_planes
 from idnerf.types import Cameras
 
+HALVED_SHARE = 0.4
+"""Of the weights of similarity that matching on the halved photos starts with."""
 PLANES_PER_CHUNK = 8
 """Planes looked up at once when no gradient is wanted: keeps the looked-up features to tens of megabytes."""
 
@@ -94,6 +96,25 @@ class FrustumVolume(nn.Module):
         # the network refines a plane sweep: without this head start it takes thousands of steps to discover matching
         self.similarity_gain = nn.Parameter(torch.tensor(10.0))
         self.head = PlaneConv(widths[0], 1 + feature_channels)
+        self.from_halved: nn.Linear | None = None
+        self.halved_gain: nn.Parameter | None = None
+
+    def add_halved(self) -> None:
+        """Matching on the halved photos' map too. It starts with a share of what the embedding and the gain give to
+        similarity, which without any training is better than none (docs/cascade.md)."""
+        self.from_halved = nn.Linear(2 * self.groups, self.embed.out_features, bias=False)
+        self.halved_gain = nn.Parameter(torch.zeros(()))
+        self.share_similarity()
+
+    @torch.no_grad()
+    def share_similarity(self) -> None:
+        """Hand ``HALVED_SHARE`` of the weights of similarity to the halved photos."""
+        assert self.from_halved is not None and self.halved_gain is not None
+        own = self.embed.weight[:, : 2 * self.groups]
+        self.from_halved.weight.copy_(HALVED_SHARE * own)
+        own.mul_(1 - HALVED_SHARE)
+        self.halved_gain.copy_(HALVED_SHARE * self.similarity_gain)
+        self.similarity_gain.mul_(1 - HALVED_SHARE)
 
     def forward(self, features: PyramidFeatures, source: Cameras, target: Cameras, planes: int) -> DepthDistribution:
         """Args: ``source`` [batch view], ``target`` [batch] whose size is a multiple of 4."""
@@ -106,12 +127,32 @@ class FrustumVolume(nn.Module):
         embedded, similarities = [], []
         for part in inverse_depths.split(chunk, dim=1):
             cues = self._match(features, source, rays, b, part)
-            embedded.append(self.embed(cues).unflatten(1, (-1, height4, width4)))
-            similarity = cues[..., : self.groups].mean(-1)
+            tokens = self.embed(cues)
+            similarity = self.similarity_gain * cues[..., : self.groups].mean(-1)
+            if self.from_halved is not None:
+                halved = self._match_halved(features, source, rays, b, part)
+                tokens = tokens + self.from_halved(halved)
+                similarity = similarity + self.halved_gain * halved[..., : self.groups].mean(-1)
+            embedded.append(tokens.unflatten(1, (-1, height4, width4)))
             similarities.append(similarity.unflatten(1, (-1, height4, width4)))
         x = self.head(activate(self.unet(torch.cat(embedded, 1).permute(0, 4, 1, 2, 3))))
-        logits = x[:, 0].float() + self.similarity_gain * torch.cat(similarities, 1)
+        logits = x[:, 0].float() + torch.cat(similarities, 1)
         return DepthDistribution(F.log_softmax(logits, dim=1), x[:, 1:].float())
+
+    def _match_halved(
+        self,
+        features: PyramidFeatures,
+        source: Cameras,
+        rays: Float[Tensor, "batch view pixel 3"],
+        b: Float[Tensor, "batch view 3"],
+        inverse_depths: Float[Tensor, "batch plane"],
+    ) -> Float[Tensor, "batch point twice_groups"]:
+        """Pair similarity on the halved photos."""
+        assert features.halved is not None
+        looked_up, seen = look_up_views(
+            features.halved, source.size, rays, b, inverse_depths[..., None], 2 * self.scale
+        )
+        return pair_similarity(looked_up, seen, self.groups)
 
     def _match(
         self,

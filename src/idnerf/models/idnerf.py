@@ -41,6 +41,8 @@ ADDED_PARTS = (
     "core.middle.",
     "core.encoder.middle_head.",
     "core.samples.from_middle.",
+    "core.volume.from_halved.",
+    "core.volume.halved_gain",
     "core.refinement.context_blending.",
 )
 """Names of the weights that can be added to trained ones."""
@@ -132,10 +134,12 @@ class IDNeRF(nn.Module, HubModel):
         if unknown or missing:
             raise InputError(
                 f"{path} cannot be extended to these model options: {(unknown or missing)[0]} differs; only view "
-                "refinement, latent, cross-view layers, middle stage and context blending of the cascade can be added"
+                "refinement, latent, cross-view layers, middle stage, halved matching and context blending can be added"
             )
         model.load_state_dict(parameters_from_half(fits), strict=False)
         model.added = frozenset(set(expected) - set(fits))
+        if isinstance(model.core, Cascade) and "core.volume.halved_gain" in model.added:
+            model.core.volume.share_similarity()  # of the weights that were just loaded
         return model
 
     def save(self, path: str | Path, *, half: bool = True, **metadata: Any) -> None:
@@ -300,7 +304,7 @@ def config_from_json(values: Mapping[str, Any]) -> ModelConfig:
         raise InputError(f"weights name an unknown configuration {name!r}; expected one of {sorted(kinds)}")
     fields = dict(values.get(name, {}))
     if name == "cascade":  # weights from before these parts do not speak of them
-        fields = {"middle_hypotheses": 0, "context_blending": False, **fields}
+        fields = {"middle_hypotheses": 0, "context_blending": False, "halved_matching": False, **fields}
     known = {f.name for f in dataclasses.fields(kinds[name])}
     if unknown := sorted(set(fields) - known):
         raise InputError(f"weights come from a newer version: unknown option {unknown[0]!r} of {name}; update idnerf")

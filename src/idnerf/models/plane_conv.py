@@ -1,8 +1,8 @@
-"""3D convolution over a stack of planes, computed as a 2D convolution on the CPU.
+"""3D convolution of size 3 on the CPU, where PyTorch's own choice of kernels is slow for one small volume.
 
-A 3x3x3 kernel is a 3x3 kernel on each plane joined with its two neighbours along the channels. PyTorch's CPU build
-runs small 3D convolutions through a slow path; written this way forward and backward are 2 to 8 times faster, with
-the same numbers (benchmarks/NOTES.md).
+Without gradients it calls oneDNN directly: PyTorch would, but only for batches or volumes that it holds to be large.
+With gradients it is a 2D convolution over each plane joined with its two neighbours along the channels, whose backward
+pass is fast too. The numbers are the same (benchmarks/NOTES.md).
 """
 
 import torch
@@ -22,7 +22,34 @@ class PlaneConv(nn.Conv3d):
     ) -> Float[Tensor, "batch out_channel out_plane out_height out_width"]:
         if input.device.type != "cpu":
             return super().forward(input)
-        return conv3d_by_planes(input, self.weight, self.bias, self.stride[0])
+        if torch.is_grad_enabled() or not onednn_takes(_working_type(input)):
+            return conv3d_by_planes(input, self.weight, self.bias, self.stride[0])
+        return conv3d_by_onednn(input, self.weight, self.bias, self.stride[0])
+
+
+def _working_type(x: Tensor) -> torch.dtype:
+    """What a convolution of ``x`` is computed in."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+
+
+def onednn_takes(dtype: torch.dtype) -> bool:
+    """Whether oneDNN is there and this CPU has instructions for the type."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def conv3d_by_onednn(
+    x: Float[Tensor, "batch channel plane height width"],
+    weight: Float[Tensor, "out channel 3 3 3"],
+    bias: Float[Tensor, "out"] | None,
+    stride: int,
+) -> Float[Tensor, "batch out out_plane out_height out_width"]:
+    """``F.conv3d(x, weight, bias, stride, padding=1)`` without gradient; memory is channels-last throughout."""
+    dtype, layout = _working_type(x), torch.channels_last_3d
+    x, weight = (tensor.to(dtype).contiguous(memory_format=layout) for tensor in (x, weight))
+    bias = None if bias is None else bias.to(dtype)
+    return torch.mkldnn_convolution(x, weight, bias, [1] * 3, [stride] * 3, [1] * 3, 1)
 
 
 def conv3d_by_planes(

@@ -31,7 +31,14 @@ from idnerf.priors.prior import load_prior
 from idnerf.training.examples import Example, bounds_from_sources, cut_tile, draw_int, seeded, stack_examples
 from idnerf.training.losses import psnr_of_mse
 from idnerf.training.objectives import LossConfig, objective
-from idnerf.training.optimizer import OptimizerConfig, clip_gradients, make_optimizer, set_learning_rate, update_ema
+from idnerf.training.optimizer import (
+    OptimizerConfig,
+    clip_gradients,
+    freeze_still_parts,
+    make_optimizer,
+    set_learning_rate,
+    update_ema,
+)
 from idnerf.training.score_distillation import GuidanceConfig, ScoreDistillation
 from idnerf.types import Cameras, Views
 
@@ -268,11 +275,9 @@ class Run:
         self.model, self.photos, self.split, self.config = model, photos, split, config
         self.num_sources, self.guidance = num_sources, guidance
         self.rates = OptimizerConfig(
-            encoder_lr=config.encoder_lr or config.lr, decoder_lr=config.lr, latent_lr=config.lr, weight_decay=0.0
+            encoder_lr=config.encoder_lr, decoder_lr=config.lr, latent_lr=config.lr, weight_decay=0.0
         )
-        frozen = config.encoder_lr == 0
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(not (frozen and "encoder" in name.split(".")))
+        freeze_still_parts(model.requires_grad_(True), self.rates)
         self.optimizer = make_optimizer(model, self.rates)
         self.ema = {name: value.clone() for name, value in model.state_dict().items()}
         self.best = {name: value.clone() for name, value in model.state_dict().items()}

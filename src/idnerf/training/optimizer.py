@@ -16,11 +16,11 @@ class OptimizerConfig:
     """AdamW and its one-cycle schedule."""
 
     encoder_lr: float = 1e-3
-    """Peak learning rate of the encoder."""
+    """Peak learning rate of the encoder; 0 leaves it as it is, and a step costs less."""
     decoder_lr: float = 1e-3
-    """Peak learning rate of everything else."""
+    """Peak learning rate of everything else; 0 leaves it as it is."""
     latent_lr: float = 1e-3
-    """Peak learning rate of the network that infers the target-view latent."""
+    """Peak learning rate of the network that infers the target-view latent; 0 leaves it as it is."""
     weight_decay: float = 1e-4
     """Decoupled weight decay."""
     beta2: float = 0.99
@@ -38,16 +38,28 @@ class OptimizerConfig:
     """Decay of the moving average of the weights that is saved and validated (warmed up); 0 saves the last ones."""
 
     def __post_init__(self) -> None:
-        for name in ("encoder_lr", "decoder_lr", "latent_lr"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"--optimizer.{name.replace('_', '-')}: expected above 0, got {getattr(self, name)}")
-        for name in ("weight_decay", "grad_clip"):
+        for name in ("encoder_lr", "decoder_lr", "latent_lr", "weight_decay", "grad_clip"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"--optimizer.{name.replace('_', '-')}: expected 0 or more, got {getattr(self, name)}")
+        if self.encoder_lr == self.decoder_lr == 0:
+            raise InputError("--optimizer.decoder-lr 0: expected above 0 where --optimizer.encoder-lr is 0 too")
         if not 0 <= self.warmup < 1:
             raise InputError(f"--optimizer.warmup: expected a share in [0, 1), got {self.warmup}")
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"--optimizer.ema-decay: expected a decay in [0, 1), got {self.ema_decay}")
+
+
+def part_of(name: str) -> str:
+    """The part that a parameter belongs to: ``encoder``, ``latent`` or ``decoder``."""
+    words = name.split(".")
+    return next((part for part in ("encoder", "latent") if part in words), "decoder")
+
+
+def freeze_still_parts(model: nn.Module, config: OptimizerConfig) -> None:
+    """Parts with a learning rate of 0 ask for no gradient: nothing is computed backward through them alone."""
+    for name, parameter in model.named_parameters():
+        if getattr(config, f"{part_of(name)}_lr") == 0:
+            parameter.requires_grad_(False)
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict]:
@@ -55,8 +67,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict]:
     parts: dict[str, list[nn.Parameter]] = {"encoder": [], "decoder": [], "latent": []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            words = name.split(".")
-            parts[next((part for part in ("encoder", "latent") if part in words), "decoder")].append(parameter)
+            parts[part_of(name)].append(parameter)
     rates = {"encoder": config.encoder_lr, "decoder": config.decoder_lr, "latent": config.latent_lr}
     return [
         {"name": part, "params": parameters, "lr": rates[part], "peak_lr": rates[part]}

@@ -30,6 +30,7 @@ from idnerf.training.objectives import LossConfig, objective
 from idnerf.training.optimizer import (
     OptimizerConfig,
     clip_gradients,
+    freeze_still_parts,
     make_optimizer,
     one_cycle,
     set_learning_rate,
@@ -173,6 +174,7 @@ def train(
     if config.encoder_init is not None:
         start_encoder(model, config.encoder_init)
     guidance = start_guidance(config, model, fabric.device)
+    freeze_still_parts(model, config.optimizer)
     model.train()
     ema = {name: value.clone().to(fabric.device) for name, value in model.state_dict().items()}
     optimizer = make_optimizer(model, config.optimizer)
@@ -417,6 +419,7 @@ def validate(
         if number < 4:
             log.picture(step, f"held_out/{number}", torch.cat([output.rgb, target.images], -1).cpu())
     model.load_state_dict(current)
+    freeze_still_parts(model, config.optimizer)
     model.train()
     values = {"psnr": sum(psnrs) / max(len(psnrs), 1)}
     if depth_errors:
