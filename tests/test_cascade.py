@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from dataclasses import replace
+from functools import partial
 from statistics import median
 
 import pytest
@@ -33,6 +34,7 @@ from idnerf.models.middle_stage import MiddleOutput, MiddleStage
 from idnerf.models.plane_conv import PlaneConv, conv3d_by_planes, onednn_takes
 from idnerf.models.view_blending import ContextBlending, ViewBlending, ray_angles
 from idnerf.models.view_matching import masked_mean, masked_mean_and_variance, pair_similarity
+from idnerf.rendering.renderer import render_in_tiles
 from idnerf.rendering.sampling import inverse_depth_planes
 from idnerf.training.examples import seeded, stack_examples
 from idnerf.training.objectives import LossConfig, cascade_objective
@@ -296,12 +298,12 @@ def test_similarity_peaks_at_the_true_plane_everywhere_in_the_image(stage, plane
         maps = wave_features(resize(source, (size[0] // 8, size[1] // 8)), depth, waves)[None]
         blank = torch.zeros(1, 3, size[1] // 4, size[0] // 4, channels)
         volume = FrustumVolume(channels, 1, (4, 8), 2)
-        volume.add_halved()
+        volume.add_halved(1)
         cues, seen = [], []
-        volume.from_halved.register_forward_pre_hook(lambda _, inputs: cues.append(inputs[0]))
+        volume.from_halved[0].register_forward_pre_hook(lambda _, inputs: cues.append(inputs[0]))
         volume.embed.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][..., -2] > 0.99))
         with torch.no_grad():
-            volume(PyramidFeatures(blank, blank, halved=maps), source[None], target, planes)
+            volume(PyramidFeatures(blank, blank, halved=(maps,)), source[None], target, planes)
         similarity, seen = torch.cat(cues, 1)[0, :, :1], torch.cat(seen, 1)[0]
     elif stage == "coarse":
         maps = wave_features(resize(source, (size[0] // 4, size[1] // 4)), depth, waves)
@@ -426,27 +428,30 @@ def test_weights_round_trip(configuration, tmp_path):
 
 
 def test_large_targets_are_tiled_and_nearly_the_same(monkeypatch):
-    """Tiles see ``TILE_MARGIN`` pixels beyond their seams: less than the coarse network's reach, hence nearly."""
-    model = awake_model("cascade")
+    """Tiles see ``TILE_MARGIN`` pixels beyond their seams: less than the coarse network's reach, hence nearly.
+
+    How nearly depends on the random network: the mean of four.
+    """
     views = plane_views(3, (32, 24))
     target = replace(views.cameras[0], size=(128, 112))
-    sizes = []
+    sizes, differences = [], []
     tile = Cascade.render_tile
     monkeypatch.setattr(
         Cascade, "render_tile", lambda self, f, t, **kw: (sizes.append(t.size), tile(self, f, t, **kw))[1]
     )
-    whole = model.render(views, target)
-    assert sizes == [(128, 112)]
-    monkeypatch.setattr("idnerf.models.idnerf.render_in_tiles", lambda render, t: tiled(render, t))
-
-    def tiled(render, target):
-        from idnerf.rendering.renderer import render_in_tiles
-
-        return render_in_tiles(render, target, tile_pixels=10_000)
-
-    output = model.render(views, target)
-    assert len(sizes) > 2
-    assert (output.rgb - whole.rgb).abs().mean() < 0.02
+    small_tiles = partial(render_in_tiles, tile_pixels=10_000)
+    for seed in range(4):
+        torch.manual_seed(seed)
+        model = waken(IDNeRF(TINY_MODELS["cascade"]), seed).eval()
+        sizes.clear()
+        whole = model.render(views, target)
+        assert sizes == [(128, 112)]
+        with monkeypatch.context() as patch:
+            patch.setattr("idnerf.models.idnerf.render_in_tiles", small_tiles)
+            output = model.render(views, target)
+        assert len(sizes) > 3
+        differences.append((output.rgb - whole.rgb).abs().mean().item())
+    assert sum(differences) / len(differences) < 0.02, differences
 
 
 def assert_one_line(error: pytest.ExceptionInfo[InputError]) -> None:
@@ -657,7 +662,8 @@ def test_signal_neither_fades_nor_explodes_from_layer_to_layer():
         torch.manual_seed(seed)
         cascade = Cascade(TINY_CASCADE).eval()
         for name, layer in cascade.named_modules():
-            if isinstance(layer, torch.nn.Conv2d | torch.nn.Conv3d | torch.nn.Linear):
+            added = "from_halved" in name  # to the embedding, of which it is a share
+            if isinstance(layer, torch.nn.Conv2d | torch.nn.Conv3d | torch.nn.Linear) and not added:
                 layer.register_forward_hook(watch(name))
         cascade.render_tile(cascade.encode(example.source[None]), example.target.cameras[None])
     typical = {name: median(values) for name, values in spreads.items()}
@@ -819,35 +825,39 @@ def test_weights_from_before_the_middle_stage_load_and_can_be_extended(tmp_path)
 
 
 def test_weights_from_before_halved_matching_load_and_share_their_similarity(tmp_path, monkeypatch):
-    """Where both scales say the same, the extended network renders what the old one did."""
+    """Where all sizes of the photos say the same, the extended network renders what the old one did."""
     torch.manual_seed(0)
-    old = waken(IDNeRF(ModelConfig(cascade=replace(TINY_CASCADE, halved_matching=False)))).eval()
+    old = waken(IDNeRF(ModelConfig(cascade=replace(TINY_CASCADE, halvings=0)))).eval()
     config = config_to_json(old.config)
-    del config["cascade"]["halved_matching"]
+    del config["cascade"]["halvings"]
     write_tensors(tmp_path / "old.safetensors", old.state_dict(), {"config": config})
     loaded = IDNeRF.from_pretrained(tmp_path / "old.safetensors")
     example = tiny_example()
     expected = old.render(example.source, example.target.cameras).rgb
     assert torch.equal(loaded.render(example.source, example.target.cameras).rgb, expected)
-    assert loaded.encode(example.source[None]).pyramid.halved is None
+    assert loaded.encode(example.source[None]).pyramid.halved == ()
 
     extended = IDNeRF.extending(tmp_path / "old.safetensors", TINY_MODELS["cascade"]).eval()
-    assert extended.added == {"core.volume.from_halved.weight", "core.volume.halved_gain"}
+    names = ("from_halved.0.weight", "halved_gains.0", "from_halved.1.weight", "halved_gains.1")
+    assert extended.added == {f"core.volume.{name}" for name in names}
     other = extended.render(example.source, example.target.cameras).rgb
     assert (other - expected).abs().max() > 1e-3
     volume = extended.core.volume
-    monkeypatch.setattr(volume, "_match_halved", lambda *inputs: volume._match(*inputs)[..., : 2 * volume.groups])
+    monkeypatch.setattr(volume, "_match_halved", lambda *inputs: volume._match(*inputs[:-1])[..., : 2 * volume.groups])
     same = extended.render(example.source, example.target.cameras).rgb
     torch.testing.assert_close(same, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("size", [(64, 48), (61, 47)])
-def test_the_halved_map_is_the_coarse_map_of_the_halved_photo(cascade, size, generator):
+def test_halved_maps_are_the_coarse_maps_of_halved_photos(cascade, size, generator):
     images = torch.rand(1, 2, 3, size[1], size[0], generator=generator)
-    padded = F.pad(images.flatten(0, 1), (0, size[0] % 2, 0, size[1] % 2), mode="replicate")
-    halved = F.avg_pool2d(padded, 2).unflatten(0, (1, 2))
+    even = F.pad(images.flatten(0, 1), (0, -size[0] % 4, 0, -size[1] % 4), mode="replicate")
     with torch.no_grad():
-        torch.testing.assert_close(cascade.encoder(images).halved, cascade.encoder(halved).coarse)
+        maps = cascade.encoder(images).halved
+        assert len(maps) == 2
+        for ours, factor in zip(maps, (2, 4), strict=True):
+            smaller = F.avg_pool2d(even, factor).unflatten(0, (1, 2))
+            torch.testing.assert_close(ours, cascade.encoder(smaller).coarse)
 
 
 @pytest.mark.parametrize("named", [{"amx_bf16": True}, {"avx512_bf16": True}, {"avx512_bf16": False}, {}])

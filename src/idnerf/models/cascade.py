@@ -51,8 +51,8 @@ class CascadeConfig:
     """Matching features at 1/4."""
     coarse_groups: int = 8
     """Groups of the coarse group-wise similarity."""
-    halved_matching: bool = True
-    """The coarse volume matches the photos at half their size too."""
+    halvings: int = 2
+    """The coarse volume matches the photos halved so often too: their cells know more of what surrounds them."""
     middle_channels: int = 16
     """Matching features at 1/2."""
     middle_groups: int = 4
@@ -107,9 +107,9 @@ class CascadeConfig:
     def __post_init__(self) -> None:
         check_latent_options(self.latent_query, self.view_refinement, self.latent_size, "model.cascade")
         for name, value in dataclasses.asdict(self).items():
-            if name in ("view_refinement", "latent_query", "latent_size", "context_blending", "halved_matching"):
+            if name in ("view_refinement", "latent_query", "latent_size", "context_blending"):
                 continue
-            if name in ("cross_view_layers", "middle_hypotheses", "enlarge_up_to"):
+            if name in ("cross_view_layers", "middle_hypotheses", "enlarge_up_to", "halvings"):
                 if value < 0:
                     raise InputError(f"--model.cascade.{flag(name)}: expected 0 or more, got {value}")
                 continue
@@ -177,9 +177,8 @@ class Cascade(nn.Module):
             start_at_unit_gain(self.middle)
         if c.context_blending:
             self.refinement.add_context_blending(c.blend_width)
-        if c.halved_matching:
-            self.encoder.halves = True
-            self.volume.add_halved()
+        self.encoder.halvings = c.halvings
+        self.volume.add_halved(c.halvings)
         if c.cross_view_layers:
             self.encoder.mixing = CrossViewMixing(c.pyramid_widths[3], c.cross_view_layers)
         self.view_refinement = (

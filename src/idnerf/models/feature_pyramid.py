@@ -59,13 +59,13 @@ class PyramidFeatures:
         coarse: at 1/4, matching features, groups of unit length.
         fine: at full resolution: matching features (groups of unit length), then the colour (RGB).
         middle: at 1/2, the same; None where the cascade has no middle stage.
-        halved: the coarse map of the photo at half its size, so at 1/8; None where the cascade does not look there.
+        halved: the coarse maps of the photo halved once, twice, ..., so at 1/8, 1/16, ...
     """
 
     coarse: Float[Tensor, "batch view height4 width4 coarse_channel"]
     fine: Float[Tensor, "batch view height width fine_channel"]
     middle: Float[Tensor, "batch view height2 width2 middle_channel"] | None = None
-    halved: Float[Tensor, "batch view height8 width8 coarse_channel"] | None = None
+    halved: tuple[Float[Tensor, "batch view _ _ coarse_channel"], ...] = ()
 
 
 class FeaturePyramid(nn.Module):
@@ -76,7 +76,7 @@ class FeaturePyramid(nn.Module):
         coarse_channels, coarse_groups: matching features at 1/4.
         fine_channels, fine_groups: matching features at full resolution.
 
-    ``add_middle`` adds an output at 1/2. ``halves``, where set, encodes every photo at half its size too. ``mixing``,
+    ``add_middle`` adds an output at 1/2. ``halvings`` is how often every photo is halved and encoded again. ``mixing``,
     where set, is attention among the views at 1/8: [batch view channel height8 width8] to the same.
     """
 
@@ -110,7 +110,7 @@ class FeaturePyramid(nn.Module):
         self.mixing: nn.Module | None = None
         self.middle_head: nn.Module | None = None
         self.middle_groups = 0
-        self.halves = False
+        self.halvings = 0
 
     def add_middle(self, channels: int, groups: int) -> None:
         """Matching features at 1/2 too."""
@@ -133,14 +133,17 @@ class FeaturePyramid(nn.Module):
             mixed = self.mixing(deepest).flatten(0, 1).split(len(parts[0]))
             maps = [self._expand((*scales[:-1], deep)) for scales, deep in zip(contracted, mixed, strict=True)]
         joined = [torch.cat(parts).unflatten(0, (batch, view)) for parts in zip(*maps, strict=True)]
-        return PyramidFeatures(*joined, halved=self._halved(flat).unflatten(0, (batch, view)) if self.halves else None)
+        halved = []
+        for _ in range(self.halvings):
+            flat = halve(flat)
+            halved.append(self._coarse_alone(flat).unflatten(0, (batch, view)))
+        return PyramidFeatures(*joined, halved=tuple(halved))
 
-    def _halved(
+    def _coarse_alone(
         self, images: Float[Tensor, "image 3 height width"]
-    ) -> Float[Tensor, "image height8 width8 coarse_channel"]:
-        """The coarse map of the photos at half their size: twice the context around a cell."""
-        padded = F.pad(images, (0, images.shape[-1] % 2, 0, images.shape[-2] % 2), mode="replicate")
-        _, _, _, s2, s3 = self._contract(F.avg_pool2d(padded, 2))
+    ) -> Float[Tensor, "image height4 width4 coarse_channel"]:
+        """The coarse map and nothing else."""
+        _, _, _, s2, s3 = self._contract(images)
         return self._coarse(self._up_to_coarse(s2, s3))
 
     def _up_to_coarse(self, s2: Tensor, s3: Tensor) -> Tensor:
@@ -177,6 +180,12 @@ class FeaturePyramid(nn.Module):
             return maps
         middle = normalize_groups(self.middle_head(s1).permute(0, 2, 3, 1).float(), self.middle_groups)
         return *maps, torch.cat([middle, F.avg_pool2d(x, 2).permute(0, 2, 3, 1)], -1)
+
+
+def halve(images: Float[Tensor, "image 3 height width"]) -> Float[Tensor, "image 3 height2 width2"]:
+    """Means of 2x2 pixels; the last row or column of an odd number stands for two."""
+    odd = (0, images.shape[-1] % 2, 0, images.shape[-2] % 2)
+    return F.avg_pool2d(F.pad(images, odd, mode="replicate") if any(odd) else images, 2)
 
 
 def upsample2(x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ network is convolutional along all three axes.
 """
 
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +25,7 @@ from idnerf.rendering.sampling import inverse_depth_planes
 from idnerf.types import Cameras
 
 HALVED_SHARE = 0.4
-"""Of the weights of similarity that matching on the halved photos starts with."""
+"""Of the weights of similarity: what matching on the next smaller photos starts with."""
 PLANES_PER_CHUNK = 8
 """Planes looked up at once when no gradient is wanted: keeps the looked-up features to tens of megabytes."""
 
@@ -96,25 +97,26 @@ class FrustumVolume(nn.Module):
         # the network refines a plane sweep: without this head start it takes thousands of steps to discover matching
         self.similarity_gain = nn.Parameter(torch.tensor(10.0))
         self.head = PlaneConv(widths[0], 1 + feature_channels)
-        self.from_halved: nn.Linear | None = None
-        self.halved_gain: nn.Parameter | None = None
+        self.from_halved = nn.ModuleList()
+        self.halved_gains = nn.ParameterList()
 
-    def add_halved(self) -> None:
-        """Matching on the halved photos' map too. It starts with a share of what the embedding and the gain give to
-        similarity, which without any training is better than none (docs/cascade.md)."""
-        self.from_halved = nn.Linear(2 * self.groups, self.embed.out_features, bias=False)
-        self.halved_gain = nn.Parameter(torch.zeros(()))
-        self.share_similarity()
+    def add_halved(self, halvings: int) -> None:
+        """Matching on the halved photos' maps too. Each starts with a share of what the larger photos' similarity
+        weighs in the embedding and the logits, which without any training is better than nothing (docs/cascade.md)."""
+        for _ in range(halvings):
+            self.from_halved.append(nn.Linear(2 * self.groups, self.embed.out_features, bias=False))
+            self.halved_gains.append(nn.Parameter(torch.zeros(())))
+        self.share_similarity(range(halvings))
 
     @torch.no_grad()
-    def share_similarity(self) -> None:
-        """Hand ``HALVED_SHARE`` of the weights of similarity to the halved photos."""
-        assert self.from_halved is not None and self.halved_gain is not None
-        own = self.embed.weight[:, : 2 * self.groups]
-        self.from_halved.weight.copy_(HALVED_SHARE * own)
-        own.mul_(1 - HALVED_SHARE)
-        self.halved_gain.copy_(HALVED_SHARE * self.similarity_gain)
-        self.similarity_gain.mul_(1 - HALVED_SHARE)
+    def share_similarity(self, halvings: Iterable[int]) -> None:
+        """Hand ``HALVED_SHARE`` of the weights of similarity from one size of the photos to the next smaller one."""
+        weights = [self.embed.weight[:, : 2 * self.groups], *(layer.weight for layer in self.from_halved)]
+        gains = [self.similarity_gain, *self.halved_gains]
+        for number in halvings:
+            for larger, smaller in (weights[number : number + 2], gains[number : number + 2]):
+                smaller.copy_(HALVED_SHARE * larger)
+                larger.mul_(1 - HALVED_SHARE)
 
     def forward(self, features: PyramidFeatures, source: Cameras, target: Cameras, planes: int) -> DepthDistribution:
         """Args: ``source`` [batch view], ``target`` [batch] whose size is a multiple of 4."""
@@ -129,10 +131,10 @@ class FrustumVolume(nn.Module):
             cues = self._match(features, source, rays, b, part)
             tokens = self.embed(cues)
             similarity = self.similarity_gain * cues[..., : self.groups].mean(-1)
-            if self.from_halved is not None:
-                halved = self._match_halved(features, source, rays, b, part)
-                tokens = tokens + self.from_halved(halved)
-                similarity = similarity + self.halved_gain * halved[..., : self.groups].mean(-1)
+            for number, (layer, gain) in enumerate(zip(self.from_halved, self.halved_gains, strict=True)):
+                halved = self._match_halved(features, source, rays, b, part, number)
+                tokens = tokens + layer(halved)
+                similarity = similarity + gain * halved[..., : self.groups].mean(-1)
             embedded.append(tokens.unflatten(1, (-1, height4, width4)))
             similarities.append(similarity.unflatten(1, (-1, height4, width4)))
         x = self.head(activate(self.unet(torch.cat(embedded, 1).permute(0, 4, 1, 2, 3))))
@@ -146,12 +148,11 @@ class FrustumVolume(nn.Module):
         rays: Float[Tensor, "batch view pixel 3"],
         b: Float[Tensor, "batch view 3"],
         inverse_depths: Float[Tensor, "batch plane"],
+        number: int,
     ) -> Float[Tensor, "batch point twice_groups"]:
-        """Pair similarity on the halved photos."""
-        assert features.halved is not None
-        looked_up, seen = look_up_views(
-            features.halved, source.size, rays, b, inverse_depths[..., None], 2 * self.scale
-        )
+        """Pair similarity on the photos halved ``number`` + 1 times."""
+        maps, scale = features.halved[number], self.scale * 2 ** (number + 1)
+        looked_up, seen = look_up_views(maps, source.size, rays, b, inverse_depths[..., None], scale)
         return pair_similarity(looked_up, seen, self.groups)
 
     def _match(

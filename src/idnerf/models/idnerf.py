@@ -42,7 +42,7 @@ ADDED_PARTS = (
     "core.encoder.middle_head.",
     "core.samples.from_middle.",
     "core.volume.from_halved.",
-    "core.volume.halved_gain",
+    "core.volume.halved_gains.",
     "core.refinement.context_blending.",
 )
 """Names of the weights that can be added to trained ones."""
@@ -138,8 +138,10 @@ class IDNeRF(nn.Module, HubModel):
             )
         model.load_state_dict(parameters_from_half(fits), strict=False)
         model.added = frozenset(set(expected) - set(fits))
-        if isinstance(model.core, Cascade) and "core.volume.halved_gain" in model.added:
-            model.core.volume.share_similarity()  # of the weights that were just loaded
+        if isinstance(model.core, Cascade):  # of the weights that were just loaded
+            volume = model.core.volume
+            gains = (f"core.volume.halved_gains.{number}" for number in range(len(volume.halved_gains)))
+            volume.share_similarity(number for number, name in enumerate(gains) if name in model.added)
         return model
 
     def save(self, path: str | Path, *, half: bool = True, **metadata: Any) -> None:
@@ -304,7 +306,7 @@ def config_from_json(values: Mapping[str, Any]) -> ModelConfig:
         raise InputError(f"weights name an unknown configuration {name!r}; expected one of {sorted(kinds)}")
     fields = dict(values.get(name, {}))
     if name == "cascade":  # weights from before these parts do not speak of them
-        fields = {"middle_hypotheses": 0, "context_blending": False, "halved_matching": False, **fields}
+        fields = {"middle_hypotheses": 0, "context_blending": False, "halvings": 0, **fields}
     known = {f.name for f in dataclasses.fields(kinds[name])}
     if unknown := sorted(set(fields) - known):
         raise InputError(f"weights come from a newer version: unknown option {unknown[0]!r} of {name}; update idnerf")
