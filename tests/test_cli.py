@@ -61,6 +61,19 @@ def test_render_a_folder_of_frames_with_metric_depth(capsys, scene, weights, tmp
     assert depth.shape == (24, 32) and (depth > 0).all()
 
 
+def test_a_source_named_twice_counts_once(capsys, scene, weights, tmp_path):
+    pictures = []
+    for sources in ("0,3", "0,0,3"):
+        out = tmp_path / f"{sources}.png"
+        code, text, error = run(
+            capsys, "render", scene, "--out", out, "--target", 1, "--sources", sources, "--weights", weights,
+            "--quality", "fast",
+        )  # fmt: skip
+        assert code == 0 and "from views 0, 3;" in text, error
+        pictures.append(np.asarray(Image.open(out)))
+    assert (pictures[0] == pictures[1]).all()
+
+
 def test_evaluate_writes_the_report(capsys, scene, weights, tmp_path):
     report_path = tmp_path / "report.json"
     code, out, _ = run(
