@@ -1,6 +1,7 @@
 """Weights to share: folders and hub repositories that load bit for bit, model cards that say only what is known."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -373,6 +374,39 @@ def test_a_missing_file_is_no_hub_id(monkeypatch, tmp_path):
             IDNeRF.from_pretrained(name)
     with pytest.raises(InputError, match="has none"):
         IDNeRF.from_pretrained(tmp_path)
+
+
+def test_a_slip_below_a_folder_that_is_here_is_no_hub_id(monkeypatch, tmp_path, weights):
+    asked = []
+    monkeypatch.setattr("idnerf.hub.hf_hub_download", lambda *a, **_: (asked.append(a[0]), str(weights))[1])
+    monkeypatch.chdir(tmp_path)
+    locate_weights("runs/mien")
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(InputError, match="no file or folder 'runs/mien': runs is a folder here"):
+        locate_weights("runs/mien")
+    assert asked == ["runs/mien"]
+
+
+def test_the_hubs_tries_are_not_told_one_by_one(monkeypatch, capsys):
+    logger = logging.getLogger("huggingface_hub.utils._http")
+    told = []
+    handler = logging.Handler()
+    handler.emit = lambda record: told.append(record.getMessage())
+
+    def out_of_reach(*_, **__):
+        logger.warning("Retrying in 1s")
+        raise OSError("unreachable")
+
+    monkeypatch.setattr("idnerf.hub.hf_hub_download", out_of_reach)
+    logger.addHandler(handler)
+    try:
+        with pytest.raises(InputError, match="unreachable"):
+            IDNeRF.from_pretrained("nobody/nothing")
+        assert not told
+        logger.warning("of others")
+        assert told == ["of others"]
+    finally:
+        logger.removeHandler(handler)
 
 
 @pytest.mark.parametrize(
