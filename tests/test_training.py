@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -24,6 +25,7 @@ from idnerf.commands.parsing import parse
 from idnerf.commands.train import flags_of, recorded_flags
 from idnerf.commands.train import train as train_command
 from idnerf.config import PRESETS, DTUTraining, ProceduralTraining, run_training
+from idnerf.data.dtu import scans
 from idnerf.data.procedural.config import ProceduralConfig
 from idnerf.data.procedural.generate import generate_scene
 from idnerf.errors import InputError
@@ -33,6 +35,7 @@ from idnerf.models.idnerf import IDNeRF, ModelConfig
 from idnerf.models.paper import PaperConfig
 from idnerf.priors.prior import PriorConfig
 from idnerf.training import procedural_scenes
+from idnerf.training.dtu_layout import inspect_dtu
 from idnerf.training.dtu_scenes import DTUScenes, dtu_held_out, read_pairs
 from idnerf.training.examples import (
     StepDataset,
@@ -850,6 +853,18 @@ def test_dtu_examples_follow_the_pair_list(dtu_root):
         torch.testing.assert_close(example.depth, torch.full((32, 40), 4.0))
     assert {"light 0", "light 3"} <= {name.split(", ")[1] for name in names}
     assert dtu_held_out(dtu_root, (40, 32), 4) == []
+
+
+def test_scan_folders_of_another_name_are_trained_on_as_they_are_checked(dtu_root, tmp_path):
+    root = tmp_path / "DTU"
+    shutil.copytree(dtu_root, root)
+    folders = root / "Rectified"
+    (folders / "scan3_train").rename(folders / "scan3")
+    assert inspect_dtu(root).lights == inspect_dtu(dtu_root).lights
+    ours, theirs = (DTUScenes(place, (40, 32)).example(0, 3, seeded(0)) for place in (root, dtu_root))
+    assert ours.scene == theirs.scene and torch.equal(ours.source.images, theirs.source.images)
+    (folders / "scan3_train").mkdir()  # the one that is looked into
+    assert scans(root) == ["scan3"] and inspect_dtu(root).training_problems
 
 
 @pytest.mark.parametrize("content", ["", "2\n0\n1 1 9.0\n1\n2 0 9.0", "many"])
