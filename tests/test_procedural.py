@@ -7,6 +7,8 @@ import random
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from idnerf.data.procedural import test_set
@@ -481,6 +483,29 @@ def test_pack_round_trip(tmp_path):
         torch.testing.assert_close(
             getattr(back.views.cameras, field), getattr(scene.views.cameras, field), rtol=0, atol=0
         )
+
+
+def test_a_damaged_packed_scene_is_named(tmp_path):
+    path = tmp_path / "a.safetensors"
+    pack_scene(generate_scene(6, SMALL), path)
+    whole = path.read_bytes()
+    for spoilt in (whole[: len(whole) // 2], b"", b"<html>", whole[:9] + b"}}" + whole[11:]):
+        path.write_bytes(spoilt)
+        with pytest.raises(InputError, match=r"a.safetensors is no packed scene, or a damaged one"):
+            unpack_scene(path)
+    save_file({"weight": torch.zeros(3)}, path)
+    with pytest.raises(InputError, match=r"a.safetensors is no packed scene"):
+        unpack_scene(path)
+
+
+def test_a_packed_scene_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr("idnerf.data.procedural.pool.save_file", full)
+    with pytest.raises(InputError, match="No space left"):
+        pack_scene(generate_scene(6, SMALL), tmp_path / "a.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_pool_skips_what_is_there(tmp_path):
