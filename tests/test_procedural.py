@@ -26,7 +26,7 @@ from idnerf.data.procedural.generate import (
     rotated_grid,
 )
 from idnerf.data.procedural.layout import draw_place, draw_world
-from idnerf.data.procedural.pool import fill_pool, pack_scene, scene_path, unpack_scene
+from idnerf.data.procedural.pool import pack_scene, unpack_scene
 from idnerf.data.procedural.primitives import relief_depth, sheet_depth
 from idnerf.data.procedural.raster import Pinhole, canonical_frames, find_candidates, first_hits
 from idnerf.data.procedural.rigs import draw_rig
@@ -506,15 +506,6 @@ def test_a_packed_scene_that_cannot_be_written_leaves_nothing(tmp_path, monkeypa
     with pytest.raises(InputError, match="No space left"):
         pack_scene(generate_scene(6, SMALL), tmp_path / "a.safetensors")
     assert not list(tmp_path.iterdir())
-
-
-def test_pool_skips_what_is_there(tmp_path):
-    config = ProceduralConfig(size=(16, 12), num_views=2, supersample=1, complexity=(0.0, 0.1))
-    assert fill_pool(tmp_path, config, start_seed=2, count=2) == 2
-    before = scene_path(tmp_path, 3).stat().st_mtime_ns
-    assert fill_pool(tmp_path, config, start_seed=3, count=2) == 1
-    assert scene_path(tmp_path, 3).stat().st_mtime_ns == before
-    assert unpack_scene(scene_path(tmp_path, 4)).name.endswith("000004")
 
 
 def test_saved_scene_reads_back(tmp_path):

@@ -70,6 +70,7 @@ from idnerf.training.procedural_scenes import (
     ProceduralScenes,
     ProceduralScenesConfig,
     draw_example,
+    fill,
     held_out_examples,
     shrunk_scene,
 )
@@ -771,6 +772,19 @@ def test_scenes_join_as_items_go_on_from_easy_to_hard():
     scenes = ProceduralScenes(ProceduralScenesConfig(ramp_scenes=100))
     tops = [scenes.scene_config(i).complexity[1] for i in range(0, 120, 10)]
     assert tops == sorted(tops) and tops[0] == pytest.approx(1 / 3) and tops[-1] == 1.0
+
+
+def test_a_pool_filled_ahead_is_what_the_presets_take(tmp_path, monkeypatch):
+    """As documented: the very scenes that the training would make, and none of them made again."""
+    fill(tmp_path, start=3, count=1, nice=0)
+    (file,) = tmp_path.iterdir()
+    scenes = ProceduralScenes(PRESETS["cascade-procedural"].scenes)  # type: ignore[union-attr]
+    made = scenes.scene(3)
+    monkeypatch.setattr(procedural_scenes, "generate_scene", None)
+    kept = ProceduralScenes(replace(scenes.config, pool=tmp_path)).scene(3)
+    assert file.name == "00000003.safetensors" and kept.name == made.name
+    torch.testing.assert_close(kept.views.images, made.views.images, atol=0.51 / 255, rtol=0)
+    fill(tmp_path, start=3, count=1, nice=0)
 
 
 def test_examples_of_a_pool(pool):

@@ -34,7 +34,7 @@ class ProceduralScenesConfig:
     scene: ProceduralConfig = field(default_factory=lambda: ProceduralConfig(size=(288, 208)))
     """What each scene is drawn from; the curriculum lowers the upper end of its complexity at first."""
     pool: Path | None = None
-    """Folder that keeps generated scenes (about 1.5 MB each); none generates every scene anew."""
+    """Folder that keeps generated scenes (about 1.8 MB each); none generates every scene anew."""
     first_seed: int = 0
     """Seed of the first scene. Held-out scenes have seeds from 1,000,000,000 on."""
     reuse: float = 4.0

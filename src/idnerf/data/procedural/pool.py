@@ -1,19 +1,14 @@
-"""A pool of scenes on disk for training: one small file each, written by a process beside the trainer.
-
-python -m idnerf.data.procedural.pool --folder POOL --count 1000 --config.size 320 240
-"""
+"""A pool of scenes on disk for training: one small file each (``idnerf.training.procedural_scenes`` fills it)."""
 
 import os
 import tempfile
 from pathlib import Path
 
 import torch
-import tyro
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from idnerf.data.procedural.config import ProceduralConfig, ProceduralScene
-from idnerf.data.procedural.generate import generate_scene
+from idnerf.data.procedural.config import ProceduralScene
 from idnerf.errors import InputError
 from idnerf.types import Cameras, Views
 
@@ -82,40 +77,3 @@ def unpack_scene(path: Path) -> ProceduralScene:
 def scene_path(folder: Path, seed: int) -> Path:
     """Where the pool keeps the scene of a seed."""
     return Path(folder) / f"{seed:08d}.safetensors"
-
-
-def fill_pool(folder: Path, config: ProceduralConfig, start_seed: int = 0, count: int = 1000) -> int:
-    """Generate the scenes of ``count`` seeds, skipping those already there. Returns how many were made."""
-    made = 0
-    for seed in range(start_seed, start_seed + count):
-        path = scene_path(folder, seed)
-        if not path.exists():
-            pack_scene(generate_scene(seed, config), path)
-            made += 1
-    return made
-
-
-def main(
-    folder: Path,
-    start: int = 0,
-    count: int = 1000,
-    nice: int = 5,
-    config: tyro.conf.OmitArgPrefixes[ProceduralConfig] = ProceduralConfig(),  # noqa: B008
-) -> None:
-    """Fill a pool of procedural scenes.
-
-    Args:
-        folder: where the scenes go.
-        start: seed of the first scene.
-        count: number of seeds.
-        nice: lower the priority of this process by so much.
-        config: what to generate.
-    """
-    os.nice(nice)
-    torch.set_num_threads(1)
-    made = fill_pool(folder, config, start, count)
-    print(f"{made} scenes made, {count - made} were there: {folder}")
-
-
-if __name__ == "__main__":
-    tyro.cli(main)
