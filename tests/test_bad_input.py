@@ -153,6 +153,7 @@ FINETUNE: dict[str, Case] = {
     "no steps": ("{scene} --out a.safetensors --steps 0", "--steps"),
     "no time": ("{scene} --out a.safetensors --minutes 0", "--minutes"),
     "no learning": ("{scene} --out a.safetensors --lr 0", "--lr"),
+    "loss that rewards errors": ("{scene} --out a.safetensors --loss.ssim -1", "--loss.ssim"),
     "guidance without latent": ("{scene} --out a.safetensors --guidance.sds-weight 1", "latent"),
 }
 
@@ -262,6 +263,14 @@ TRAIN: dict[str, Case] = {
     "sources backwards": ("cascade-procedural --source-views 4 2", "--source-views"),
     "tiny tile": ("cascade-procedural --tile 0 0", "--tile"),
     "no learning": ("cascade-procedural --optimizer.encoder-lr 0", "--optimizer.encoder-lr"),
+    "a moment that grows": ("cascade-procedural --optimizer.beta2 2", "--optimizer.beta2: expected a decay in [0, 1)"),
+    "endless learning": ("cascade-procedural --optimizer.decoder-lr inf", "--optimizer.decoder-lr"),
+    "last rate of NaN": ("cascade-procedural --optimizer.final-lr nan", "--optimizer.final-lr"),
+    "loss that rewards errors": ("cascade-procedural --loss.mse -1", "--loss.mse: expected 0 or more"),
+    "negative ramp": ("cascade-procedural --scenes.ramp-scenes -5", "--scenes.ramp-scenes"),
+    "no heads": ("matchnerf-procedural --model.paper.ray-heads 0", "--model.paper.ray-heads: expected 1 or more"),
+    "no hidden width": ("matchnerf-procedural --model.paper.hidden 0", "--model.paper.hidden: expected 1 or more"),
+    "heads that do not divide": ("matchnerf-procedural --model.paper.ray-heads 3", "--model.paper.ray-width 16"),
     "share of two": ("cascade-procedural --fast-share 2", "--fast-share"),
     "size of zero": ("cascade-procedural --scenes.scene.size 0 0", "size"),
     "more sources than views": ("cascade-procedural --source-views 6 8 --held-out 2 --workers 0", "source"),

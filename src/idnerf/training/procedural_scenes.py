@@ -56,6 +56,8 @@ class ProceduralScenesConfig:
         for name in ("start_scenes", "max_scenes", "shrink"):
             if getattr(self, name) < 1:
                 raise InputError(f"--scenes.{name.replace('_', '-')}: expected at least 1, got {getattr(self, name)}")
+        if self.ramp_scenes < 0:
+            raise InputError(f"--scenes.ramp-scenes: expected 0 or more, got {self.ramp_scenes}")
         if self.pool is not None and self.pool.exists() and not self.pool.is_dir():
             raise InputError(f"--scenes.pool: expected a folder, {self.pool} is a file; give another")
         if not self.reuse > 0:
