@@ -304,7 +304,8 @@ class Run:
         """One target, one step of the optimizer."""
         generator = seeded(self.config.seed, self.steps)
         batch = stack_examples([self.example(generator)])
-        device_generator = torch.Generator(self.model.device).manual_seed(seeded(self.steps, 1).initial_seed())
+        seed = seeded(self.config.seed, self.steps, 1).initial_seed()
+        device_generator = torch.Generator(self.model.device).manual_seed(seed)
         self.model.train()
         set_learning_rate(self.optimizer, min(1.0, (self.steps + 1) / max(1, self.config.warmup)))
         self.optimizer.zero_grad()
