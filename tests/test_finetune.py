@@ -259,6 +259,14 @@ def test_the_command_writes_weights_that_the_others_take(capsys, scene, weights,
     assert [p.name for p in out.parent.iterdir()] == [out.name]
 
 
+def test_a_photo_named_twice_counts_once(capsys, scene, weights, tmp_path):
+    code, text, error = run(
+        capsys, "finetune", scene, "--out", tmp_path / "mine.safetensors", "--weights", weights, "--test", "3,3",
+        "--held-out", "0,0", *STEPS,
+    )  # fmt: skip
+    assert code == 0 and text.count(" 3: ") == 1 and text.count(" 0: ") == 1, (text, error)
+
+
 def test_three_photos_rotate(capsys, scene, weights, tmp_path):
     out = tmp_path / "mine.safetensors"
     code, text, error = run(capsys, "finetune", scene, "--out", out, "--weights", weights, "--sources", "0,2,4", *STEPS)
