@@ -951,6 +951,26 @@ def test_every_preset_trains(name, tmp_path, pool, dtu_root):
     assert next(e["kind"] for e in entries if e["step"] == 2) == "train"
 
 
+@pytest.mark.parametrize("wrong", ["used run folder", "weights that are none", "no such run", "no latent to guide"])
+def test_what_forbids_a_training_is_said_before_held_out_scenes_are_made(wrong, tmp_path, pool, monkeypatch):
+    def made(*_):
+        raise AssertionError("made held-out scenes first")
+
+    monkeypatch.setattr(procedural_scenes, "held_out_examples", made)
+    preset = tiny_preset("cascade-procedural", tmp_path / "run", pool, tmp_path)
+    changes = {
+        "used run folder": {},
+        "weights that are none": {"init": str(tmp_path / "none.safetensors")},
+        "no such run": {"resume": tmp_path / "nowhere"},
+        "no latent to guide": {"guidance": replace(preset.trainer.guidance, sds_weight=1.0)},
+    }
+    if wrong == "used run folder":
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "training_state.safetensors").touch()
+    with pytest.raises(InputError):
+        run_training(replace(preset, trainer=replace(preset.trainer, **changes[wrong])))
+
+
 def child_environment() -> dict[str, str]:
     here = str(Path(__file__).parent)
     path = os.pathsep.join([here, str(Path(idnerf.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])

@@ -9,7 +9,7 @@ With ``precision="bf16"`` the cascade's convolutions and matrix products run in 
 import dataclasses
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -143,7 +143,7 @@ class TrainerConfig:
 def train(
     config: TrainerConfig,
     scenes: SceneProvider,
-    held_out: list[Example],
+    held_out: list[Example] | Callable[[], list[Example]],
     data: str = "",
     options: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -152,7 +152,7 @@ def train(
     Args:
         config: the training.
         scenes: where examples come from.
-        held_out: examples with whole target images for validation.
+        held_out: examples with whole target images for validation; or what makes them, called once all else is right.
         data: what the scenes are, in words: recorded in the weights, for their model card.
         options: kept with the training state for whoever resumes it (``TrainingState.options``).
 
@@ -178,6 +178,7 @@ def train(
     ema = {name: value.clone().to(fabric.device) for name, value in model.state_dict().items()}
     optimizer = make_optimizer(model, config.optimizer)
     wrapped, optimizer = fabric.setup(Objectives(model, config, guidance), optimizer)
+    validated = held_out() if callable(held_out) else held_out
     start = 0
     if state is not None:
         restore(state, model, ema, optimizer.optimizer)
@@ -218,8 +219,8 @@ def train(
                 save_state(run / STATE_FILE, step + 1, model, ema, optimizer.optimizer, settings, options, origin)
                 save_weights(run / "weights.safetensors", model, ema, step + 1, origin)
             due = config.validate_every and ((step + 1) % config.validate_every == 0 or step + 1 == config.steps)
-            if due and held_out and fabric.is_global_zero:
-                log.numbers(step + 1, validate(model, ema, held_out, log, step + 1), "validation")
+            if due and validated and fabric.is_global_zero:
+                log.numbers(step + 1, validate(model, ema, validated, log, step + 1), "validation")
         states.copy.unlink(missing_ok=True)
     finally:
         log.close()
