@@ -1084,6 +1084,15 @@ def test_two_processes_give_the_gradient_of_one_and_train_together(tmp_path):
     assert (tmp_path / "stopped_0").exists() and (tmp_path / "stopped_1").exists()
 
 
+def test_processes_that_the_command_starts_say_once_what_it_made(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("idnerf.commands.train.run_training", lambda *_: tmp_path)
+    for rank in ("0", "1"):  # as Lightning Fabric's launcher numbers them for --processes 2
+        for name, value in (("LOCAL_RANK", rank), ("NODE_RANK", "0"), ("WORLD_SIZE", "2")):
+            monkeypatch.setenv(name, value)
+        train_command(["cascade-procedural", "--processes", "2", "--device", "cpu", "--out", str(tmp_path)])
+    assert capsys.readouterr().out.count("weights.safetensors") == 1
+
+
 # Configuration
 
 
