@@ -232,6 +232,9 @@ CONVERT: dict[str, Case] = {
     "weights of our own": ("{weights} --out a.safetensors", "--weights takes it"),
     "another ending": ("{pickle} --out a.pth", "ending in .safetensors"),
     "out below a file": ("{pickle} --out {text}/a.safetensors", "is a file, not a folder"),
+    "mean with nothing": ("{weights} --mean-with {nowhere} --out a.safetensors", "which does not exist"),
+    "mean with others": ("{weights} --mean-with default --out a.safetensors", "one configuration"),
+    "mean into another ending": ("{weights} --mean-with {weights} --out a.pth", "ending in .safetensors"),
 }
 
 SHARE: dict[str, Case] = {

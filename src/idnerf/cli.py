@@ -26,7 +26,7 @@ COMMANDS = {
     "finetune": "refine the weights on one scene's photos, never worse than the start",
     "check": "what a folder of data holds, and what it lacks",
     "share": "weights with a model card, as a folder or on the Hugging Face hub",
-    "convert": "published GMFlow and MatchNeRF checkpoints to our format",
+    "convert": "published GMFlow and MatchNeRF checkpoints to our format, or the mean of several weights",
 }
 
 REMEDIES = {
