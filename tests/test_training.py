@@ -11,6 +11,7 @@ import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -29,12 +30,17 @@ from idnerf.data.dtu import scans
 from idnerf.data.procedural.config import ProceduralConfig
 from idnerf.data.procedural.generate import generate_scene
 from idnerf.errors import InputError
+from idnerf.export.consistency import FilterConfig
+from idnerf.export.mesh import MeshConfig
 from idnerf.geometry.projection import project
 from idnerf.models.cascade import Cascade, CascadeConfig
 from idnerf.models.idnerf import IDNeRF, ModelConfig
 from idnerf.models.paper import PaperConfig
+from idnerf.poses.config import PosesConfig
+from idnerf.priors.latent_diffusion import SmallPriorConfig
 from idnerf.priors.prior import PriorConfig
 from idnerf.training import procedural_scenes
+from idnerf.training.camera_noise import CameraNoiseConfig
 from idnerf.training.dtu_layout import inspect_dtu
 from idnerf.training.dtu_scenes import DTUScenes, dtu_held_out, read_pairs
 from idnerf.training.examples import (
@@ -46,6 +52,8 @@ from idnerf.training.examples import (
     seeded,
     stack_examples,
 )
+from idnerf.training.finetune import FinetuneConfig
+from idnerf.training.light_noise import LightNoiseConfig
 from idnerf.training.losses import (
     bin_cross_entropy,
     charbonnier,
@@ -65,6 +73,7 @@ from idnerf.training.optimizer import (
     set_learning_rate,
     update_ema,
 )
+from idnerf.training.prior_trainer import PriorTrainerConfig
 from idnerf.training.procedural_scenes import (
     HELD_OUT_SEED,
     ProceduralScenes,
@@ -1099,6 +1108,7 @@ def test_processes_that_the_command_starts_say_once_what_it_made(tmp_path, monke
 CONFIGS = [
     CascadeConfig,
     PaperConfig,
+    ModelConfig,
     GuidanceConfig,
     PriorConfig,
     LossConfig,
@@ -1106,32 +1116,67 @@ CONFIGS = [
     TrainerConfig,
     ProceduralScenesConfig,
     ProceduralConfig,
+    CameraNoiseConfig,
+    LightNoiseConfig,
     ProceduralTraining,
     DTUTraining,
+    FinetuneConfig,
+    PriorTrainerConfig,
+    SmallPriorConfig,
+    PosesConfig,
+    FilterConfig,
+    MeshConfig,
 ]
+CALLED = {"config", "c"}
+"""What a variable of a configuration is called, beside the names of the fields that hold one."""
 
 
-def attributes_read() -> set[str]:
-    """Names read as attributes anywhere in the package, the checks of ``__post_init__`` apart."""
-    names: set[str] = set()
-
-    def visit(node: ast.AST) -> None:
-        if isinstance(node, ast.FunctionDef) and node.name == "__post_init__":
-            return
-        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
-            names.add(node.attr)
-        for child in ast.iter_child_nodes(node):
-            visit(child)
-
-    for path in Path(idnerf.__file__).parent.rglob("*.py"):
-        visit(ast.parse(path.read_text(encoding="utf-8")))
+def holders() -> dict[str, set[str]]:
+    """Names of the fields that hold each configuration."""
+    names: dict[str, set[str]] = {config.__name__: set() for config in CONFIGS}
+    for config in CONFIGS:
+        for field, kind in get_type_hints(config).items():
+            if getattr(kind, "__name__", "") in names:
+                names[kind.__name__].add(field)
     return names
 
 
+def options_read() -> dict[str, set[str]]:
+    """By configuration, the options read of a variable that is called like one of it; ``__post_init__`` apart.
+
+    Of a variable called ``config`` only in modules that name the configuration, of ``self`` only in its own class.
+    """
+    held_by, read = holders(), {config.__name__: set() for config in CONFIGS}
+
+    def visit(node: ast.AST, named: set[str], owner: str) -> None:
+        if isinstance(node, ast.FunctionDef) and node.name == "__post_init__":
+            return
+        owner = node.name if isinstance(node, ast.ClassDef) else owner
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            base = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
+            for config, fields in held_by.items():
+                if base in fields or (base in CALLED and config in named) or (base == "self" and owner == config):
+                    read[config].add(node.attr)
+        for child in ast.iter_child_nodes(node):
+            visit(child, named, owner)
+
+    for path in Path(idnerf.__file__).parent.rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        named = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
+        visit(tree, named, "")
+    return read
+
+
+def test_an_option_of_a_common_name_is_not_read_by_whoever_reads_that_name():
+    read = options_read()
+    for name in ("shape", "weights", "images"):
+        assert not [config for config, names in read.items() if name in names], name
+
+
 def test_every_option_is_read_and_documented():
-    read = attributes_read()
+    read = options_read()
     for config in CONFIGS:
-        unread = [field.name for field in dataclasses.fields(config) if field.name not in read]
+        unread = [field.name for field in dataclasses.fields(config) if field.name not in read[config.__name__]]
         assert not unread, f"{config.__name__}: nothing reads {unread}"
         source = ast.parse(Path(sys.modules[config.__module__].__file__ or "").read_text(encoding="utf-8"))
         body = next(n for n in ast.walk(source) if isinstance(n, ast.ClassDef) and n.name == config.__name__).body
