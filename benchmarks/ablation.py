@@ -432,7 +432,7 @@ def evaluate_procedural(model: IDNeRF, run: Run, num_sources: int, limit: int, w
     tasks = [
         fixed_task(name, shrunk_scene(s, shrink), num_sources) for name, s in fixed_scenes(run.work / "scenes", limit)
     ]
-    lpips = load_lpips(where)
+    lpips, _ = load_lpips(where)
     knows = run.variant.query != "none" and run.budget.prior != "gaussian"
     prior = load_prior(prior_config(run.budget, True), where) if knows else None
     scenes, renderings, latents = [], [], []

@@ -1,5 +1,7 @@
 """Arrays in, arrays out: equal to the typed way, whatever the layout, and clear about what does not fit."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -55,8 +57,20 @@ def test_takes_numpy_channels_last_and_8_bit(model, arrays):
     c = idnerf.render(
         **{**arrays, "K": np.tile(arrays["K"].numpy(), (3, 1, 1)), "images": as_bytes.numpy()}, model=model
     )
-    torch.testing.assert_close(a.rgb, b.rgb)
-    torch.testing.assert_close(a.rgb, c.rgb)
+    d = idnerf.render(**{**arrays, "images": as_bytes.long().tolist()}, model=model)
+    for other in (b, c, d):
+        torch.testing.assert_close(a.rgb, other.rgb)
+
+
+def test_any_precision_is_taken(model, arrays):
+    ours = idnerf.render(**arrays, model=model, quality="fast")
+    as_double = {name: value.double() if torch.is_tensor(value) else value for name, value in arrays.items()}
+    torch.testing.assert_close(idnerf.render(**as_double, model=model, quality="fast").rgb, ours.rgb)
+    near, far = torch.ones(3).double(), torch.full((3,), 4.0).double()
+    source = Cameras(as_double["c2w"], as_double["K"].expand(3, 3, 3), (40, 32), near, far)
+    target = Cameras(as_double["target_c2w"], as_double["target_K"], (40, 32), near[0], far[0])
+    typed = model.render(Views(as_double["images"], source), target, quality="fast")
+    torch.testing.assert_close(typed.rgb, ours.rgb)
 
 
 def test_size_of_the_target_is_free(model, arrays):
@@ -72,9 +86,25 @@ def test_size_of_the_target_is_free(model, arrays):
         ({"target_c2w": torch.full((4, 4), torch.nan)}, "not finite"),
         ({"near": 2.0, "far": 1.0}, "near"),
         ({"quality": "best"}, "quality"),
+        ({"images": torch.rand(2, 3, 32, 40), "c2w": torch.eye(4).repeat(2, 1, 1), "K": torch.eye(3).repeat(3, 1, 1)},
+         "expected K"),
+        ({"images": torch.full((3, 3, 32, 40), torch.nan)}, "images hold numbers that are not finite"),
+        ({"images": torch.full((3, 3, 32, 40), 255.0)}, "floats in \\[0, 1\\] or whole numbers"),
+        ({"images": torch.full((3, 3, 32, 40), 1000)}, "got 1000 to 1000"),
+        ({"far": float("inf")}, "both finite"),
+        ({"near": float("nan")}, "both finite"),
+        ({"size": (0, 10)}, "expected size as"),
     ],
-)
+)  # fmt: skip
 def test_what_does_not_fit_is_named(model, arrays, change, expected):
     with pytest.raises(InputError, match=expected) as error:
         idnerf.render(**{**arrays, **change}, model=model)
     assert "\n" not in str(error.value)
+
+
+def test_an_unknown_quality_is_refused_by_the_model_too(model, arrays):
+    bounds = torch.tensor([1.0, 4.0])
+    source = Cameras(arrays["c2w"], arrays["K"].expand(3, 3, 3), (40, 32), bounds[:1].expand(3), bounds[1:].expand(3))
+    unchecked = inspect.unwrap(IDNeRF.render)  # as it is without the tests' type checks
+    with pytest.raises(InputError, match="expected quality 'full' or 'fast', got 'Full'"):
+        unchecked(model, Views(arrays["images"], source), source[0], quality="Full")

@@ -4,7 +4,9 @@ traceback; nothing written.
 A case is the command line and what its answer must hold. ``{name}`` stands for a place that ``places`` makes.
 """
 
+import errno
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -30,6 +32,7 @@ SCENES: dict[str, Case] = {
     "NaN pose": ("{nan}", "pose of images/001.png"),
     "no JSON": ("{no_json}", "not readable JSON"),
     "one view": ("{one_view}", "expected at least 2"),
+    "name too long": ("n" * 300, "nnnn"),
     "scan of a scene that has none": ("{scene} --scan scan1", "only DTU roots have scans"),
 }
 """Scenes that are none, for every command that takes a scene: the arguments in the scene's place."""
@@ -48,12 +51,14 @@ WEIGHTS: dict[str, Case] = {
     "pickled weights": ("{scene} --weights {pickle}", "never unpickled"),
     "truncated weights": ("{scene} --weights {cut_weights}", "truncated"),
     "folder without weights": ("{scene} --weights {empty}", "has none"),
+    "name too long for weights": ("{scene} --weights " + "n" * 300, "nnnn"),
     "hub id out of reach": ("{scene} --weights nobody/nothing-of-that-name", "hub"),
 }
 OUTS: dict[str, Case] = {
     "out below a file": ("{scene} --out {text}/a{suffix}", "is a file, not a folder"),
     "out that cannot be written": ("{scene} --out /proc/nowhere/a{suffix}", "cannot write"),
     "out that is a folder": ("{scene} --out {taken}{suffix}", "is a folder"),
+    "out with a name too long": ("{scene} --out " + "n" * 300 + "{suffix}", "cannot write nnnn"),
     "out missing": ("{scene}", "Missing"),
     "out without a value": ("{scene} --out", "Missing value for argument '--out'"),
 }
@@ -148,6 +153,7 @@ FINETUNE: dict[str, Case] = {
     "no steps": ("{scene} --out a.safetensors --steps 0", "--steps"),
     "no time": ("{scene} --out a.safetensors --minutes 0", "--minutes"),
     "no learning": ("{scene} --out a.safetensors --lr 0", "--lr"),
+    "loss that rewards errors": ("{scene} --out a.safetensors --loss.ssim -1", "--loss.ssim"),
     "guidance without latent": ("{scene} --out a.safetensors --guidance.sds-weight 1", "latent"),
 }
 
@@ -226,6 +232,9 @@ CONVERT: dict[str, Case] = {
     "weights of our own": ("{weights} --out a.safetensors", "--weights takes it"),
     "another ending": ("{pickle} --out a.pth", "ending in .safetensors"),
     "out below a file": ("{pickle} --out {text}/a.safetensors", "is a file, not a folder"),
+    "mean with nothing": ("{weights} --mean-with {nowhere} --out a.safetensors", "which does not exist"),
+    "mean with others": ("{weights} --mean-with default --out a.safetensors", "one configuration"),
+    "mean into another ending": ("{weights} --mean-with {weights} --out a.pth", "ending in .safetensors"),
 }
 
 SHARE: dict[str, Case] = {
@@ -257,6 +266,14 @@ TRAIN: dict[str, Case] = {
     "sources backwards": ("cascade-procedural --source-views 4 2", "--source-views"),
     "tiny tile": ("cascade-procedural --tile 0 0", "--tile"),
     "no learning": ("cascade-procedural --optimizer.encoder-lr 0 --optimizer.decoder-lr 0", "--optimizer.decoder-lr"),
+    "a moment that grows": ("cascade-procedural --optimizer.beta2 2", "--optimizer.beta2: expected a decay in [0, 1)"),
+    "endless learning": ("cascade-procedural --optimizer.decoder-lr inf", "--optimizer.decoder-lr"),
+    "last rate of NaN": ("cascade-procedural --optimizer.final-lr nan", "--optimizer.final-lr"),
+    "loss that rewards errors": ("cascade-procedural --loss.mse -1", "--loss.mse: expected 0 or more"),
+    "negative ramp": ("cascade-procedural --scenes.ramp-scenes -5", "--scenes.ramp-scenes"),
+    "no heads": ("matchnerf-procedural --model.paper.ray-heads 0", "--model.paper.ray-heads: expected 1 or more"),
+    "no hidden width": ("matchnerf-procedural --model.paper.hidden 0", "--model.paper.hidden: expected 1 or more"),
+    "heads that do not divide": ("matchnerf-procedural --model.paper.ray-heads 3", "--model.paper.ray-width 16"),
     "share of two": ("cascade-procedural --fast-share 2", "--fast-share"),
     "size of zero": ("cascade-procedural --scenes.scene.size 0 0", "size"),
     "more sources than views": ("cascade-procedural --source-views 6 8 --held-out 2 --workers 0", "source"),
@@ -474,6 +491,32 @@ def test_wrong_input_is_one_line_and_leaves_nothing(command, case, capsys, monke
         arguments += ["--weights", str(places["weights"])]
     monkeypatch.chdir(tmp_path)
     assert_refused(capsys, arguments, expected, [tmp_path, places["text"].parent])
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "idnerf: No space left on device; free some space"),
+        (PermissionError(errno.EACCES, "Permission denied", "/a"), "/a: Permission denied; check its permissions"),
+        (ConnectionError("refused\nby the other side"), "idnerf: refused\n"),
+    ],
+)
+def test_errors_of_the_system_are_one_line(error, expected, capsys, monkeypatch):
+    def main(_):
+        raise error
+
+    monkeypatch.setattr(cli, "main", main)
+    code, _, said = run(capsys, "check")
+    assert code == 2 and expected in said and said.count("\n") == 1
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may read and write everywhere")
+def test_a_folder_that_may_not_be_looked_into(capsys, scene, weights, tmp_path):
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0)
+    for arguments in (["check", locked], ["render", scene, "--out", locked / "sub" / "a.png", "--weights", weights]):
+        code, _, error = run(capsys, *arguments)
+        assert code == 2 and "Permission denied" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(("package", "line"), EXTRAS)

@@ -61,8 +61,22 @@ def test_render_a_folder_of_frames_with_metric_depth(capsys, scene, weights, tmp
     assert depth.shape == (24, 32) and (depth > 0).all()
 
 
-def test_evaluate_writes_the_report(capsys, scene, weights, tmp_path):
+def test_a_source_named_twice_counts_once(capsys, scene, weights, tmp_path):
+    pictures = []
+    for sources in ("0,3", "0,0,3"):
+        out = tmp_path / f"{sources}.png"
+        code, text, error = run(
+            capsys, "render", scene, "--out", out, "--target", 1, "--sources", sources, "--weights", weights,
+            "--quality", "fast",
+        )  # fmt: skip
+        assert code == 0 and "from views 0, 3;" in text, error
+        pictures.append(np.asarray(Image.open(out)))
+    assert (pictures[0] == pictures[1]).all()
+
+
+def test_evaluate_writes_the_report(capsys, monkeypatch, scene, weights, tmp_path):
     report_path = tmp_path / "report.json"
+    monkeypatch.setattr("idnerf.commands.evaluate.load_lpips", lambda _: (None, "no network"))
     code, out, _ = run(
         capsys, "evaluate", scene, "--json", report_path, "--targets", "0,3", "--weights", weights,
         "--save", tmp_path / "pictures",
@@ -72,6 +86,7 @@ def test_evaluate_writes_the_report(capsys, scene, weights, tmp_path):
     assert [view["target"] for view in report["views"]] == [0, 3]
     assert set(report["references"]) == {"copy", "plane", "sweep"}
     assert report["num_sources"] == 3 and report["size"] == [64, 48]
+    assert "lpips was left out: no network" in report["notes"]
     assert (tmp_path / "pictures" / "garden" / "000_prediction.png").is_file()
 
 

@@ -36,3 +36,8 @@ def test_they_beat_every_reference_row_on_a_scene_they_never_saw(model, num_sour
     for row, views in result.references.items():
         assert ours["psnr"] > views[0]["psnr"] + 0.5, row
         assert ours["ssim"] > views[0]["ssim"], row
+
+
+def test_the_page_on_weights_knows_their_size():
+    page = (Path(__file__).parents[1] / "docs" / "weights.md").read_text(encoding="utf-8")
+    assert f"The default weights take {locate_weights('default').stat().st_size / 1e6:.1f} MB" in page

@@ -19,7 +19,7 @@ from idnerf.data.procedural.files import save_scene
 from idnerf.data.procedural.generate import generate_scene
 from idnerf.errors import InputError
 from idnerf.export.consistency import FilterConfig, agreement, filtered_depth
-from idnerf.export.dataset import quaternion, write_dataset
+from idnerf.export.dataset import write_dataset
 from idnerf.export.depth_files import SCALE_KEY, depth_scale, write_depth
 from idnerf.export.depth_views import DepthViews, nearest_sources, own_photo, render_depth_views, spread_pairs
 from idnerf.export.exr import write_exr
@@ -30,6 +30,7 @@ from idnerf.export.ply import write_ply
 from idnerf.export.point_cloud import PointCloud, fuse_points, voxel_downsample
 from idnerf.export.tsdf import fuse_tsdf
 from idnerf.geometry.projection import project
+from idnerf.geometry.quaternions import quaternion_of
 from idnerf.geometry.rays import image_rays
 from idnerf.geometry.trajectories import look_at
 from idnerf.types import Cameras, RenderOutput, Views
@@ -421,7 +422,7 @@ def test_quaternions_give_the_rotation_back(generator):
     for _ in range(20):
         rotation = torch.linalg.qr(torch.randn(3, 3, generator=generator, dtype=torch.float64)).Q
         rotation = rotation * torch.linalg.det(rotation)
-        w, x, y, z = quaternion(rotation).tolist()
+        w, x, y, z = quaternion_of(rotation.numpy()).tolist()
         rebuilt = torch.tensor(
             [
                 [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],

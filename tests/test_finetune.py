@@ -1,6 +1,7 @@
 """Refinement on one scene: never worse than the start, blind to what is held out, and worth its minutes."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,23 @@ def test_held_out_photos_have_no_say_in_a_step():
             run.step()
         states.append(state(run.model))
     assert not moved(*states) and moved(states[0], state(tiny_model()))
+
+
+def test_the_seed_is_that_of_the_samples_too(monkeypatch):
+    drawn: dict[int, list] = {}
+    whole = Run.example
+
+    def told(_model, batch, _loss, generator, **_):
+        drawn.setdefault(config.seed, []).append((batch.scenes, torch.rand(2, generator=generator).tolist()))
+        raise InterruptedError
+
+    monkeypatch.setattr("idnerf.training.finetune.objective", told)
+    monkeypatch.setattr(Run, "example", lambda run, _: whole(run, torch.Generator().manual_seed(0)))
+    for seed in (0, 0, 1):
+        config = replace(QUICK, seed=seed)
+        with pytest.raises(InterruptedError):
+            Run(tiny_model(), plane_views(4), rotation(4)[0], config, 3, None).step()
+    assert drawn[0][0] == drawn[0][1] and drawn[0][0][0] == drawn[1][0][0] and drawn[0][0][1] != drawn[1][0][1]
 
 
 def test_a_target_is_never_its_own_source():
@@ -239,6 +257,14 @@ def test_the_command_writes_weights_that_the_others_take(capsys, scene, weights,
     )
     IDNeRF.from_pretrained(out)
     assert [p.name for p in out.parent.iterdir()] == [out.name]
+
+
+def test_a_photo_named_twice_counts_once(capsys, scene, weights, tmp_path):
+    code, text, error = run(
+        capsys, "finetune", scene, "--out", tmp_path / "mine.safetensors", "--weights", weights, "--test", "3,3",
+        "--held-out", "0,0", *STEPS,
+    )  # fmt: skip
+    assert code == 0 and text.count(" 3: ") == 1 and text.count(" 0: ") == 1, (text, error)
 
 
 def test_three_photos_rotate(capsys, scene, weights, tmp_path):

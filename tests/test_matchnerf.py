@@ -338,11 +338,15 @@ def test_too_few_views_and_views_that_the_weights_do_not_fit_are_refused(model, 
         ("groups", (3, 8)),
         ("field_skip", 5),
         ("ray_heads", 3),
+        ("ray_heads", 0),
+        ("field_layers", 1),
+        ("hidden", 0),
+        ("view_heads", 0),
         ("published_behaviour", True),
     ],
 )
 def test_bad_configuration_is_named(field, value):
-    with pytest.raises(InputError, match=field):
+    with pytest.raises(InputError, match=f"--model.paper.{field.replace('_', '-')}"):
         PaperConfig(**{field: value})
 
 

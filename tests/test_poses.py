@@ -19,12 +19,13 @@ from idnerf.data.colmap import _w2c
 from idnerf.data.load import load_scene
 from idnerf.errors import InputError
 from idnerf.geometry.projection import project
+from idnerf.geometry.quaternions import quaternion_of
 from idnerf.poses import kept, structure_from_motion
 from idnerf.poses.config import PosesConfig
 from idnerf.poses.estimate import REPORT_FILE, estimate_poses
 from idnerf.poses.parallax import turning_residual
 from idnerf.poses.photos import find_photos
-from idnerf.poses.scene_files import quaternion, undistorted_xy, write_scene
+from idnerf.poses.scene_files import undistorted_xy, write_scene
 from idnerf.poses.sparse_model import SparseModel
 from idnerf.poses.structure_from_motion import Attempt, attempts, plausible
 from room_photos import FOCAL_RATIO, WALK, Room, pose, save_photos
@@ -129,13 +130,13 @@ class TestTurning:
 @given(st.lists(st.floats(-1, 1), min_size=4, max_size=4).filter(lambda q: sum(v * v for v in q) > 0.01))
 def test_quaternion_is_the_inverse_of_the_colmap_reader(values):
     rotation = _w2c(np.array(values), np.zeros(3))[:3, :3]
-    assert np.allclose(_w2c(quaternion(rotation), np.zeros(3))[:3, :3], rotation, atol=1e-9)
+    assert np.allclose(_w2c(quaternion_of(rotation), np.zeros(3))[:3, :3], rotation, atol=1e-9)
 
 
 @pytest.mark.parametrize("angle_axis", np.eye(3).tolist())
 def test_quaternion_of_half_a_turn(angle_axis):
     rotation = 2 * np.outer(angle_axis, angle_axis) - np.eye(3)
-    assert np.allclose(np.abs(quaternion(rotation)), [0, *angle_axis])
+    assert np.allclose(np.abs(quaternion_of(rotation)), [0, *angle_axis])
 
 
 @pytest.mark.parametrize("k1", [0.0, 0.08, -0.12])

@@ -7,6 +7,8 @@ import random
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from idnerf.data.procedural import test_set
@@ -24,7 +26,7 @@ from idnerf.data.procedural.generate import (
     rotated_grid,
 )
 from idnerf.data.procedural.layout import draw_place, draw_world
-from idnerf.data.procedural.pool import fill_pool, pack_scene, scene_path, unpack_scene
+from idnerf.data.procedural.pool import pack_scene, unpack_scene
 from idnerf.data.procedural.primitives import relief_depth, sheet_depth
 from idnerf.data.procedural.raster import Pinhole, canonical_frames, find_candidates, first_hits
 from idnerf.data.procedural.rigs import draw_rig
@@ -483,13 +485,27 @@ def test_pack_round_trip(tmp_path):
         )
 
 
-def test_pool_skips_what_is_there(tmp_path):
-    config = ProceduralConfig(size=(16, 12), num_views=2, supersample=1, complexity=(0.0, 0.1))
-    assert fill_pool(tmp_path, config, start_seed=2, count=2) == 2
-    before = scene_path(tmp_path, 3).stat().st_mtime_ns
-    assert fill_pool(tmp_path, config, start_seed=3, count=2) == 1
-    assert scene_path(tmp_path, 3).stat().st_mtime_ns == before
-    assert unpack_scene(scene_path(tmp_path, 4)).name.endswith("000004")
+def test_a_damaged_packed_scene_is_named(tmp_path):
+    path = tmp_path / "a.safetensors"
+    pack_scene(generate_scene(6, SMALL), path)
+    whole = path.read_bytes()
+    for spoilt in (whole[: len(whole) // 2], b"", b"<html>", whole[:9] + b"}}" + whole[11:]):
+        path.write_bytes(spoilt)
+        with pytest.raises(InputError, match=r"a.safetensors is no packed scene, or a damaged one"):
+            unpack_scene(path)
+    save_file({"weight": torch.zeros(3)}, path)
+    with pytest.raises(InputError, match=r"a.safetensors is no packed scene"):
+        unpack_scene(path)
+
+
+def test_a_packed_scene_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr("idnerf.data.procedural.pool.save_file", full)
+    with pytest.raises(InputError, match="No space left"):
+        pack_scene(generate_scene(6, SMALL), tmp_path / "a.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_saved_scene_reads_back(tmp_path):

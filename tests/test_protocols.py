@@ -1,5 +1,7 @@
 """Splits against the published tables, and the tasks that protocols make of scenes."""
 
+import gc
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from idnerf.evaluation.protocols import (
     evaluation_tasks,
     get_protocol,
     load_table,
+    own_name,
     protocol_names,
 )
 from idnerf.types import Cameras
@@ -57,6 +60,16 @@ def rows_of_tables() -> list[tuple[str, str, dict[str, list[int]]]]:
         scenes = {"any": table["any_scene"]} if "any_scene" in table else table["scenes"]
         rows += [(name, scene, views) for scene, views in scenes.items()]
     return rows
+
+
+def test_a_table_is_read_once_and_scenes_are_not_kept():
+    assert load_table("dtu") is load_table("dtu")
+    scene = line_of_cameras("fern", "llff", (0, 1, 2))
+    assert own_name(scene) == "fern"
+    kept = weakref.ref(scene)
+    del scene
+    gc.collect()
+    assert kept() is None
 
 
 @pytest.mark.parametrize(("table", "scene", "views"), rows_of_tables())

@@ -17,7 +17,7 @@ from idnerf.data.procedural.files import save_scene
 from idnerf.data.procedural.generate import generate_scene
 from idnerf.errors import InputError
 from idnerf.models.idnerf import IDNeRF, ModelConfig
-from idnerf.ranks import Ranks, interleaved, join_ranks, ranks_of
+from idnerf.ranks import Ranks, interleaved, is_first_process, join_ranks, ranks_of
 from tiny_cases import TINY_CASCADE
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "3", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
@@ -33,6 +33,13 @@ def test_items_dealt_out_come_back_in_order(count, world):
 def test_torchrun_says_which_rank_this_is_and_without_it_there_is_one():
     assert ranks_of(TORCHRUN) == Ranks(1, 3)
     assert ranks_of({"RANK": "1", "WORLD_SIZE": "3"}) == ranks_of({}) == Ranks(0, 1)
+
+
+def test_one_process_prints_whoever_started_them():
+    torchrun = [{"RANK": str(i), "LOCAL_RANK": str(i % 2)} for i in range(4)]
+    fabric = [{"LOCAL_RANK": str(i), "NODE_RANK": "0", "WORLD_SIZE": "2"} for i in range(2)]
+    for environments in (torchrun, fabric, [{}]):
+        assert list(map(is_first_process, environments)) == [True] + [False] * (len(environments) - 1)
 
 
 def test_one_rank_makes_everything_itself():

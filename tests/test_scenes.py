@@ -2,11 +2,13 @@
 ranges."""
 
 import json
+import os
 import pickle
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -361,6 +363,14 @@ def test_roots_of_several_scenes(tmp_path):
     assert [spec.path for spec in find_scenes(tmp_path / "a")] == [tmp_path / "a"]
     with pytest.raises(InputError, match="holds some: name one of them"):
         load_scene(tmp_path)
+
+
+def test_a_search_passes_by_folders_that_may_not_be_read(tmp_path, monkeypatch):
+    for name in ("fern", "lost+found"):
+        write_llff(tmp_path / name, make_scene(**SQUARE))
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "lost+found" and access(path, mode))
+    assert [spec.name for spec in find_scenes(tmp_path)] == ["fern"]
 
 
 def test_scenes_of_one_name_get_different_ones(tmp_path):

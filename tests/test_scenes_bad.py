@@ -189,6 +189,10 @@ def test_bad_llff_rows(tmp_path):
     bad[0, 15:] = [3, 2]
     np.save(path, bad)
     assert "0 < near < far" in message(tmp_path)
+    bad = rows.copy()
+    bad[:, 4] = 0.3  # the height, of which a pixel is left at least
+    np.save(path, bad)
+    assert "expected at least 1x1" in message(tmp_path)
     np.save(path, rows)
     truncate(path)
     assert "truncated" in message(tmp_path)
@@ -209,6 +213,13 @@ def test_bad_llff_rows(tmp_path):
         (lambda c: c.pop("fl_x"), "gives no focal length"),
         (lambda c: c.update(fl_x="70"), "'fl_x' in .* is '70'; expected a number"),
         (lambda c: c.update(fl_x=-70), "expected positive pixels"),
+        (lambda c: c.update(fl_x=10**400), "'fl_x' in .* expected a number"),
+        (lambda c: c.update(fl_x=None, camera_angle_x=0), "'camera_angle_x' in .* is 0; expected radians"),
+        (lambda c: c.update(fl_x=None, camera_angle_x=3.2), "'camera_angle_x' in .* is 3.2; expected radians"),
+        (lambda c: c.update(fl_x=None, fl_y=None, camera_angle_x=1, camera_angle_y=0), "'camera_angle_y' in .* is 0"),
+        (lambda c: c.update(w=0), "'w', 'h' in .* are 0, "),
+        (lambda c: c.update(h=0.2), "at least 1"),
+        (lambda c: c.update(w=-320), "'w', 'h' in .* are -320, "),
         (lambda c: c.update(camera_model="EQUIRECTANGULAR"), "EQUIRECTANGULAR .* not supported"),
         (lambda c: c.update(near=5, far=2), "0 < near < far"),
         (lambda c: c.update(near=5), "or neither"),
@@ -240,6 +251,8 @@ def test_procedural_with_a_damaged_depth_map(tmp_path):
     write_procedural(tmp_path, make_scene())
     truncate(tmp_path / "depth" / "0.npy")
     assert "0.npy is missing, unreadable or truncated" in message(tmp_path)
+    edit(tmp_path / "transforms.json", lambda c: c["frames"][0].update(depth_file_path=3))
+    assert "'depth_file_path' in" in message(tmp_path)
 
 
 @pytest.mark.parametrize("part", ["cameras", "images", "points3D"])

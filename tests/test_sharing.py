@@ -1,6 +1,7 @@
 """Weights to share: folders and hub repositories that load bit for bit, model cards that say only what is known."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from idnerf.checkpoint import FORMAT, fingerprint, locate_weights, lossless_half
 from idnerf.errors import InputError
 from idnerf.evaluation.report import read_report
 from idnerf.models.idnerf import IDNeRF
+from idnerf.models.weight_mean import mean_of_weights
 from matchnerf_cases import published_gmflow
 from tiny_cases import TINY_MODELS, waken
 
@@ -297,6 +299,35 @@ def test_converted_and_refined_weights_say_what_they_come_from(tmp_path):
     assert "| refined on one scene: scene | fern |" in text and "photos | 0, 2 |" in text
 
 
+# --- the mean of several -----------------------------------------------------------------------------------------
+
+
+def test_the_mean_of_several_weights(tmp_path, capsys):
+    models = []
+    for number in range(3):
+        models.append(tiny(seed=number))
+        models[-1].save(tmp_path / f"{number}.safetensors", half=False, step=10 * number, training={"earlier_steps": 5})
+    names = [str(tmp_path / f"{number}.safetensors") for number in range(3)]
+    out = tmp_path / "mean.safetensors"
+    code, text, error = run(capsys, "convert", names[0], "--mean-with", *names[1:], "--out", out)
+    assert code == 0 and "the mean of 3 weights" in text, error
+    mean = IDNeRF.from_pretrained(out)
+    for name, value in mean.state_dict().items():
+        expected = sum(model.state_dict()[name] for model in models) / 3
+        torch.testing.assert_close(value, expected, atol=1e-3, rtol=1e-3)
+    assert mean.metadata["step"] == 25
+    recorded = mean.metadata["training"]["mean_of"]
+    assert all(
+        name in line and model.fingerprint() in line for name, model, line in zip(names, models, recorded, strict=True)
+    )
+    assert names[1] in mean.generate_model_card().content
+
+
+def test_the_mean_of_weights_with_themselves_is_themselves(weights):
+    alone = IDNeRF.from_pretrained(weights)
+    assert mean_of_weights([str(weights)] * 3).fingerprint() == alone.fingerprint()
+
+
 # --- files that are no weights ------------------------------------------------------------------------------------
 
 
@@ -373,6 +404,39 @@ def test_a_missing_file_is_no_hub_id(monkeypatch, tmp_path):
             IDNeRF.from_pretrained(name)
     with pytest.raises(InputError, match="has none"):
         IDNeRF.from_pretrained(tmp_path)
+
+
+def test_a_slip_below_a_folder_that_is_here_is_no_hub_id(monkeypatch, tmp_path, weights):
+    asked = []
+    monkeypatch.setattr("idnerf.hub.hf_hub_download", lambda *a, **_: (asked.append(a[0]), str(weights))[1])
+    monkeypatch.chdir(tmp_path)
+    locate_weights("runs/mien")
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(InputError, match="no file or folder 'runs/mien': runs is a folder here"):
+        locate_weights("runs/mien")
+    assert asked == ["runs/mien"]
+
+
+def test_the_hubs_tries_are_not_told_one_by_one(monkeypatch, capsys):
+    logger = logging.getLogger("huggingface_hub.utils._http")
+    told = []
+    handler = logging.Handler()
+    handler.emit = lambda record: told.append(record.getMessage())
+
+    def out_of_reach(*_, **__):
+        logger.warning("Retrying in 1s")
+        raise OSError("unreachable")
+
+    monkeypatch.setattr("idnerf.hub.hf_hub_download", out_of_reach)
+    logger.addHandler(handler)
+    try:
+        with pytest.raises(InputError, match="unreachable"):
+            IDNeRF.from_pretrained("nobody/nothing")
+        assert not told
+        logger.warning("of others")
+        assert told == ["of others"]
+    finally:
+        logger.removeHandler(handler)
 
 
 @pytest.mark.parametrize(

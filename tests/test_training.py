@@ -5,11 +5,13 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -24,15 +26,22 @@ from idnerf.commands.parsing import parse
 from idnerf.commands.train import flags_of, recorded_flags
 from idnerf.commands.train import train as train_command
 from idnerf.config import PRESETS, DTUTraining, ProceduralTraining, run_training
+from idnerf.data.dtu import scans
 from idnerf.data.procedural.config import ProceduralConfig
 from idnerf.data.procedural.generate import generate_scene
 from idnerf.errors import InputError
+from idnerf.export.consistency import FilterConfig
+from idnerf.export.mesh import MeshConfig
 from idnerf.geometry.projection import project
 from idnerf.models.cascade import Cascade, CascadeConfig
 from idnerf.models.idnerf import IDNeRF, ModelConfig
 from idnerf.models.paper import PaperConfig
+from idnerf.poses.config import PosesConfig
+from idnerf.priors.latent_diffusion import SmallPriorConfig
 from idnerf.priors.prior import PriorConfig
 from idnerf.training import procedural_scenes
+from idnerf.training.camera_noise import CameraNoiseConfig
+from idnerf.training.dtu_layout import inspect_dtu
 from idnerf.training.dtu_scenes import DTUScenes, dtu_held_out, read_pairs
 from idnerf.training.examples import (
     StepDataset,
@@ -43,6 +52,8 @@ from idnerf.training.examples import (
     seeded,
     stack_examples,
 )
+from idnerf.training.finetune import FinetuneConfig
+from idnerf.training.light_noise import LightNoiseConfig
 from idnerf.training.losses import (
     bin_cross_entropy,
     charbonnier,
@@ -64,11 +75,13 @@ from idnerf.training.optimizer import (
     set_learning_rate,
     update_ema,
 )
+from idnerf.training.prior_trainer import PriorTrainerConfig
 from idnerf.training.procedural_scenes import (
     HELD_OUT_SEED,
     ProceduralScenes,
     ProceduralScenesConfig,
     draw_example,
+    fill,
     held_out_examples,
     shrunk_scene,
 )
@@ -792,6 +805,19 @@ def test_scenes_join_as_items_go_on_from_easy_to_hard():
     assert tops == sorted(tops) and tops[0] == pytest.approx(1 / 3) and tops[-1] == 1.0
 
 
+def test_a_pool_filled_ahead_is_what_the_presets_take(tmp_path, monkeypatch):
+    """As documented: the very scenes that the training would make, and none of them made again."""
+    fill(tmp_path, start=3, count=1, nice=0)
+    (file,) = tmp_path.iterdir()
+    scenes = ProceduralScenes(PRESETS["cascade-procedural"].scenes)  # type: ignore[union-attr]
+    made = scenes.scene(3)
+    monkeypatch.setattr(procedural_scenes, "generate_scene", None)
+    kept = ProceduralScenes(replace(scenes.config, pool=tmp_path)).scene(3)
+    assert file.name == "00000003.safetensors" and kept.name == made.name
+    torch.testing.assert_close(kept.views.images, made.views.images, atol=0.51 / 255, rtol=0)
+    fill(tmp_path, start=3, count=1, nice=0)
+
+
 def test_examples_of_a_pool(pool):
     scenes = ProceduralScenes(procedural(pool=pool))
     scene = scenes.scene(0)
@@ -874,6 +900,18 @@ def test_dtu_examples_follow_the_pair_list(dtu_root):
     assert dtu_held_out(dtu_root, (40, 32), 4) == []
 
 
+def test_scan_folders_of_another_name_are_trained_on_as_they_are_checked(dtu_root, tmp_path):
+    root = tmp_path / "DTU"
+    shutil.copytree(dtu_root, root)
+    folders = root / "Rectified"
+    (folders / "scan3_train").rename(folders / "scan3")
+    assert inspect_dtu(root).lights == inspect_dtu(dtu_root).lights
+    ours, theirs = (DTUScenes(place, (40, 32)).example(0, 3, seeded(0)) for place in (root, dtu_root))
+    assert ours.scene == theirs.scene and torch.equal(ours.source.images, theirs.source.images)
+    (folders / "scan3_train").mkdir()  # the one that is looked into
+    assert scans(root) == ["scan3"] and inspect_dtu(root).training_problems
+
+
 @pytest.mark.parametrize("content", ["", "2\n0\n1 1 9.0\n1\n2 0 9.0", "many"])
 def test_malformed_pair_lists_are_bad_input(tmp_path, content):
     path = tmp_path / "pair.txt"
@@ -942,6 +980,26 @@ def test_every_preset_trains(name, tmp_path, pool, dtu_root):
     assert ("prior" in training) == name.startswith("idnerf")
     entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert next(e["kind"] for e in entries if e["step"] == 2) == "train"
+
+
+@pytest.mark.parametrize("wrong", ["used run folder", "weights that are none", "no such run", "no latent to guide"])
+def test_what_forbids_a_training_is_said_before_held_out_scenes_are_made(wrong, tmp_path, pool, monkeypatch):
+    def made(*_):
+        raise AssertionError("made held-out scenes first")
+
+    monkeypatch.setattr(procedural_scenes, "held_out_examples", made)
+    preset = tiny_preset("cascade-procedural", tmp_path / "run", pool, tmp_path)
+    changes = {
+        "used run folder": {},
+        "weights that are none": {"init": str(tmp_path / "none.safetensors")},
+        "no such run": {"resume": tmp_path / "nowhere"},
+        "no latent to guide": {"guidance": replace(preset.trainer.guidance, sds_weight=1.0)},
+    }
+    if wrong == "used run folder":
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "training_state.safetensors").touch()
+    with pytest.raises(InputError):
+        run_training(replace(preset, trainer=replace(preset.trainer, **changes[wrong])))
 
 
 def child_environment() -> dict[str, str]:
@@ -1057,12 +1115,22 @@ def test_two_processes_give_the_gradient_of_one_and_train_together(tmp_path):
     assert (tmp_path / "stopped_0").exists() and (tmp_path / "stopped_1").exists()
 
 
+def test_processes_that_the_command_starts_say_once_what_it_made(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("idnerf.commands.train.run_training", lambda *_: tmp_path)
+    for rank in ("0", "1"):  # as Lightning Fabric's launcher numbers them for --processes 2
+        for name, value in (("LOCAL_RANK", rank), ("NODE_RANK", "0"), ("WORLD_SIZE", "2")):
+            monkeypatch.setenv(name, value)
+        train_command(["cascade-procedural", "--processes", "2", "--device", "cpu", "--out", str(tmp_path)])
+    assert capsys.readouterr().out.count("weights.safetensors") == 1
+
+
 # Configuration
 
 
 CONFIGS = [
     CascadeConfig,
     PaperConfig,
+    ModelConfig,
     GuidanceConfig,
     PriorConfig,
     LossConfig,
@@ -1070,32 +1138,67 @@ CONFIGS = [
     TrainerConfig,
     ProceduralScenesConfig,
     ProceduralConfig,
+    CameraNoiseConfig,
+    LightNoiseConfig,
     ProceduralTraining,
     DTUTraining,
+    FinetuneConfig,
+    PriorTrainerConfig,
+    SmallPriorConfig,
+    PosesConfig,
+    FilterConfig,
+    MeshConfig,
 ]
+CALLED = {"config", "c"}
+"""What a variable of a configuration is called, beside the names of the fields that hold one."""
 
 
-def attributes_read() -> set[str]:
-    """Names read as attributes anywhere in the package, the checks of ``__post_init__`` apart."""
-    names: set[str] = set()
-
-    def visit(node: ast.AST) -> None:
-        if isinstance(node, ast.FunctionDef) and node.name == "__post_init__":
-            return
-        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
-            names.add(node.attr)
-        for child in ast.iter_child_nodes(node):
-            visit(child)
-
-    for path in Path(idnerf.__file__).parent.rglob("*.py"):
-        visit(ast.parse(path.read_text(encoding="utf-8")))
+def holders() -> dict[str, set[str]]:
+    """Names of the fields that hold each configuration."""
+    names: dict[str, set[str]] = {config.__name__: set() for config in CONFIGS}
+    for config in CONFIGS:
+        for field, kind in get_type_hints(config).items():
+            if getattr(kind, "__name__", "") in names:
+                names[kind.__name__].add(field)
     return names
 
 
+def options_read() -> dict[str, set[str]]:
+    """By configuration, the options read of a variable that is called like one of it; ``__post_init__`` apart.
+
+    Of a variable called ``config`` only in modules that name the configuration, of ``self`` only in its own class.
+    """
+    held_by, read = holders(), {config.__name__: set() for config in CONFIGS}
+
+    def visit(node: ast.AST, named: set[str], owner: str) -> None:
+        if isinstance(node, ast.FunctionDef) and node.name == "__post_init__":
+            return
+        owner = node.name if isinstance(node, ast.ClassDef) else owner
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            base = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
+            for config, fields in held_by.items():
+                if base in fields or (base in CALLED and config in named) or (base == "self" and owner == config):
+                    read[config].add(node.attr)
+        for child in ast.iter_child_nodes(node):
+            visit(child, named, owner)
+
+    for path in Path(idnerf.__file__).parent.rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        named = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
+        visit(tree, named, "")
+    return read
+
+
+def test_an_option_of_a_common_name_is_not_read_by_whoever_reads_that_name():
+    read = options_read()
+    for name in ("shape", "weights", "images"):
+        assert not [config for config, names in read.items() if name in names], name
+
+
 def test_every_option_is_read_and_documented():
-    read = attributes_read()
+    read = options_read()
     for config in CONFIGS:
-        unread = [field.name for field in dataclasses.fields(config) if field.name not in read]
+        unread = [field.name for field in dataclasses.fields(config) if field.name not in read[config.__name__]]
         assert not unread, f"{config.__name__}: nothing reads {unread}"
         source = ast.parse(Path(sys.modules[config.__module__].__file__ or "").read_text(encoding="utf-8"))
         body = next(n for n in ast.walk(source) if isinstance(n, ast.ClassDef) and n.name == config.__name__).body

@@ -22,6 +22,7 @@ from idnerf.data.scene import Scene
 from idnerf.data.view_selection import target_bounds
 from idnerf.errors import InputError
 from idnerf.geometry.projection import project
+from idnerf.geometry.quaternions import quaternion_of, rotation_of
 from idnerf.geometry.rays import image_rays, rays_at_pixels, unproject
 from idnerf.models.idnerf import IDNeRF, ModelConfig
 from idnerf.types import Cameras, RenderOutput
@@ -35,7 +36,7 @@ from idnerf.viewer.server import check_address, is_any_address, is_loopback
 from idnerf.viewer.session import Session, central_view
 from idnerf.viewer.sources import Support, choose_sources, depth_range, support
 from idnerf.viewer.view_point import ViewPoint, field_inside_photo, pose_of
-from idnerf.viewer.world_frame import FOCUS_DISTANCE, fit_world_frame, quaternion_of, rotation_of
+from idnerf.viewer.world_frame import FOCUS_DISTANCE, fit_world_frame
 from tiny_cases import TINY_CASCADE, cameras_on_a_wall
 
 SIZE = (64, 48)

@@ -3,6 +3,7 @@
 Commands are imported when they are called, so that `idnerf --help` answers at once.
 """
 
+import errno
 import importlib
 import os
 import sys
@@ -25,8 +26,18 @@ COMMANDS = {
     "finetune": "refine the weights on one scene's photos, never worse than the start",
     "check": "what a folder of data holds, and what it lacks",
     "share": "weights with a model card, as a folder or on the Hugging Face hub",
-    "convert": "published GMFlow and MatchNeRF checkpoints to our format",
+    "convert": "published GMFlow and MatchNeRF checkpoints to our format, or the mean of several weights",
 }
+
+REMEDIES = {
+    errno.EACCES: "check its permissions",
+    errno.EPERM: "check its permissions",
+    errno.EROFS: "choose another place",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ENOSPC: "free some space, or choose another place",
+    errno.EDQUOT: "free some space, or choose another place",
+}
+"""What to do about errors of the operating system."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -89,6 +100,17 @@ def entry_point() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
+    except OSError as error:
+        print(f"idnerf: {os_trouble(error)}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def os_trouble(error: OSError) -> str:
+    """One line: which file or folder, what the operating system says, and what to do where that is known."""
+    place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+    reason = error.strerror or next(iter(str(error).splitlines()), type(error).__name__)
+    remedy = REMEDIES.get(error.errno or 0)
+    return f"{place}{reason}" + (f"; {remedy}" if remedy else "")
 
 
 def fail_for_memory() -> NoReturn:

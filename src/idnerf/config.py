@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -130,12 +131,12 @@ def run_training(config: Any, options: Mapping[str, Any] | None = None) -> Path:
     if isinstance(config, DTUTraining):
         from idnerf.training.dtu_scenes import DTUScenes, dtu_held_out
 
-        held_out = dtu_held_out(config.root, config.size, config.held_out)
         data = f"DTU, the MVSNeRF family's training scans, at {config.size[0]}x{config.size[1]}"
+        held_out = partial(dtu_held_out, config.root, config.size, config.held_out)
         return train(config.trainer, DTUScenes(config.root, config.size), held_out, data, options)
     from idnerf.training.procedural_scenes import ProceduralScenes, held_out_examples
 
-    held_out = held_out_examples(config.scenes.scene, config.held_out)
     width, height = config.scenes.scene.size
     data = f"procedural scenes of idnerf at {width}x{height}, generated; no photo"
+    held_out = partial(held_out_examples, config.scenes.scene, config.held_out)
     return train(config.trainer, ProceduralScenes(config.scenes), held_out, data, options)

@@ -4,7 +4,8 @@ It knows files and figures, not models: ``IDNeRF`` stands on ``HubModel`` and sa
 safetensors are fetched; a repository that has nothing but pickled files is refused.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import logging as hub_logging
 from huggingface_hub.utils import validate_repo_id
 
 from idnerf.errors import InputError
@@ -97,7 +99,8 @@ def fetch_weights(text: str, **options: Any) -> Path:
     if revision:
         options = {**options, "revision": revision}
     try:
-        return Path(hf_hub_download(repo_id, WEIGHTS_FILE, **options))
+        with _no_warnings():
+            return Path(hf_hub_download(repo_id, WEIGHTS_FILE, **options))
     except (RepositoryNotFoundError, HFValidationError) as error:
         reason = "the hub has no such model, or it is private: check the name, or `hf auth login`"
         raise InputError(f"no file {text!r} here, and {reason}") from error
@@ -112,6 +115,19 @@ def fetch_weights(text: str, **options: Any) -> Path:
         ) from error
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise InputError(f"cannot get {text!r} from the hub: {_first_line(error)}") from error
+
+
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Keeps back the hub's words about each of its tries, unless more than warnings were asked for: what comes of them
+    is said once, by us."""
+    before = hub_logging.get_verbosity()
+    if before == hub_logging.WARNING:
+        hub_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hub_logging.set_verbosity(before)
 
 
 def model_card(text: str, figures: Sequence[Figure], *, name: str, licence: str | None = None) -> ModelCard:

@@ -71,6 +71,13 @@ def ranks_of(environment: Mapping[str, str]) -> Ranks:
     return Ranks(int(environment["RANK"]), int(environment["WORLD_SIZE"]))
 
 
+def is_first_process(environment: Mapping[str, str]) -> bool:
+    """Whether this is the process that prints: torchrun numbers all, Lightning Fabric's launcher those of a machine."""
+    if "RANK" in environment:
+        return environment["RANK"] == "0"
+    return environment.get("LOCAL_RANK", "0") == "0" and environment.get("NODE_RANK", "0") == "0"
+
+
 def join_ranks(device: torch.device | str) -> Ranks:
     """Meet the other processes; on ``cuda`` each takes its own GPU. Ends with the process.
 

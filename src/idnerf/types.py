@@ -62,6 +62,10 @@ class Cameras:
     def to(self, device: torch.device | str) -> "Cameras":
         return Cameras(self.c2w.to(device), self.K.to(device), self.size, self.near.to(device), self.far.to(device))
 
+    def float(self) -> "Cameras":
+        """The same cameras in float32."""
+        return Cameras(self.c2w.float(), self.K.float(), self.size, self.near.float(), self.far.float())
+
     def with_bounds(self, near: Float[Tensor, "..."], far: Float[Tensor, "..."]) -> "Cameras":
         """The same cameras with another depth range (broadcast to the batch shape)."""
         return replace(self, near=near.expand(self.shape), far=far.expand(self.shape))
@@ -93,6 +97,10 @@ class Views:
 
     def to(self, device: torch.device | str) -> "Views":
         return Views(self.images.to(device), self.cameras.to(device))
+
+    def float(self) -> "Views":
+        """The same views in float32."""
+        return Views(self.images.float(), self.cameras.float())
 
 
 @dataclass(frozen=True)

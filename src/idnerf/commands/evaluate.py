@@ -78,8 +78,8 @@ def evaluate(
     ranks = join_ranks(where)
     specs = find_scenes(scene, scan=scan, light=light)
     model = load_model(weights, where, precision)
-    lpips = load_lpips(where)
-    notes = [] if lpips is not None else ["lpips was left out: install the extra with `pip install idnerf[metrics]`"]
+    lpips, reason = load_lpips(where)
+    notes = [] if lpips is not None else [f"lpips was left out: {reason}"]
     if model.precision == "bf16":
         notes.append("networks computed in bfloat16, geometry in float32 (--precision float32 for all)")
     results = []

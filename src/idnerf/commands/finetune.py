@@ -74,7 +74,7 @@ def finetune(
     check_num_sources(num_sources)
     check_writable(out)
     wanted_size, where = parse_size(size), choose_device(device)
-    tested = parse_views(test, "--test") or ()
+    tested = tuple(dict.fromkeys(parse_views(test, "--test") or ()))
     loaded = load_scene(posed(scene), scan=scan, light=light)
     loaded = loaded.resized(wanted_size or shrunk(loaded.cameras.size))
     used = choose_photos(loaded, parse_views(sources, "--sources"), tested)
@@ -143,7 +143,7 @@ def choose_splits(held_out: str, photos: Views, numbers: Sequence[int]) -> list[
         return [hold_out(photos)]
     if not held_out.replace(" ", "").replace(",", "").isdigit():
         raise InputError(f"expected --held-out auto, rotate, or view numbers such as 2,9; got {held_out!r}")
-    chosen = parse_views(held_out, "--held-out") or ()
+    chosen = dict.fromkeys(parse_views(held_out, "--held-out") or ())
     for number in chosen:
         if number not in numbers:
             raise InputError(

@@ -125,6 +125,20 @@ def check_writable(path: Path, *, folder: bool = False) -> None:
     Raises:
         InputError: it is the other of the two, lies below a file, or its place does not let us write.
     """
+    try:
+        parent = _nearest_folder(path, folder)
+    except OSError as error:  # a folder that we may not look into, a name too long
+        raise InputError(f"cannot write {path}: {error.strerror or error}; choose another place") from None
+    try:
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"cannot write {path}: {parent} takes no files ({reason}); choose another place") from None
+
+
+def _nearest_folder(path: Path, folder: bool) -> Path:
+    """The folder on the way to ``path`` that is there already, ``path`` itself included."""
     if folder and path.exists() and not path.is_dir():
         raise InputError(f"cannot write into {path}: it is a file, not a folder; choose another place")
     if not folder and path.is_dir():
@@ -134,12 +148,7 @@ def check_writable(path: Path, *, folder: bool = False) -> None:
         parent = parent.parent
     if not parent.is_dir():
         raise InputError(f"cannot write {path}: {parent} is a file, not a folder; choose another place")
-    try:
-        with tempfile.TemporaryFile(dir=parent):
-            pass
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"cannot write {path}: {parent} takes no files ({reason}); choose another place") from None
+    return parent
 
 
 def check_num_sources(count: int) -> None:

@@ -138,8 +138,8 @@ def choose_views(
     """The target camera ([1], or None for a path) and the positions of the source views."""
     chosen = None
     if sources is not None:
-        chosen = [scene.index_of(i) for i in sources]
-        if len(set(chosen)) < 2:
+        chosen = [scene.index_of(i) for i in dict.fromkeys(sources)]
+        if len(chosen) < 2:
             raise InputError(
                 f"expected at least 2 different views in --sources, got {','.join(map(str, sources)) or 'none'}"
             )

@@ -12,6 +12,7 @@ from idnerf.commands.options import check_writable, choose_device
 from idnerf.commands.parsing import parse
 from idnerf.config import PRESETS, run_training
 from idnerf.errors import InputError
+from idnerf.ranks import is_first_process
 
 PER_START = ("resume", "out", "device", "processes", "workers", "threads")
 """Options that belong to a start, not to the training: a resumed run does not take them from its first start."""
@@ -38,7 +39,7 @@ def train(arguments: Sequence[str]) -> None:
     except TrainingDivergedError as error:
         print(f"idnerf: {error}", file=sys.stderr)
         raise SystemExit(1) from None
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process(os.environ):
         print(f"{run}: weights.safetensors, training_state.safetensors, log.jsonl, tensorboard/")
 
 
@@ -55,7 +56,7 @@ def recorded_flags(name: str, arguments: Sequence[str]) -> list[str]:
     if run is None or not path.is_file():
         return []
     options = read_metadata(path, "training state").get("options") or {}
-    if not options and os.environ.get("RANK", "0") == "0":
+    if not options and is_first_process(os.environ):
         print(f"warning: {path} does not say how it was started: give the options of then", file=sys.stderr)
     if options and options["preset"] != name:
         raise InputError(f"{run} was started with the preset {options['preset']}, got {name}; give that one")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from idnerf.data.image_io import image_size
 from idnerf.data.photo import PosedPhoto, pinhole_matrix
-from idnerf.data.transforms import find_picture, frames_of, number, opencv_pose, read_json
+from idnerf.data.transforms import find_picture, frames_of, number, opencv_pose, read_json, view_angle
 from idnerf.errors import InputError
 
 BLENDER_FILE = "transforms_train.json"
@@ -24,9 +24,9 @@ def read_blender(path: Path) -> list[PosedPhoto]:
         InputError: unreadable JSON, no frames, a missing picture, a bad pose, no ``camera_angle_x``.
     """
     content = read_json(path)
-    angle = number(content, "camera_angle_x", path)
-    if angle is None or not 0 < angle < math.pi:
-        raise InputError(f"{path} gives camera_angle_x {angle}; expected radians between 0 and pi")
+    angle = view_angle(content, "camera_angle_x", path)
+    if angle is None:
+        raise InputError(f"{path} gives no 'camera_angle_x'; expected radians between 0 and pi")
     near, far = number(content, "near", path) or NEAR, number(content, "far", path) or FAR
     if not 0 < near < far:
         raise InputError(f"near, far in {path} are {near}, {far}; expected 0 < near < far")

@@ -23,10 +23,12 @@ IMAGE_SIZE = (640, 512)
 CAMERA_SCALE = 4
 """K in the camera files is for a quarter of ``IMAGE_SIZE``."""
 
+_PICTURE = re.compile(r"rect_(\d+)_(\d)_r5000\.png$")
+
 
 def scans(root: Path) -> list[str]:
     """Scans of a DTU root in natural order (scan9 before scan10)."""
-    found = [p.name.removesuffix("_train") for p in (root / "Rectified").glob("scan*") if p.is_dir()]
+    found = {p.name.removesuffix("_train") for p in (root / "Rectified").glob("scan*") if p.is_dir()}
     return sorted(found, key=lambda name: [int(n) for n in re.findall(r"\d+", name)] or [0])
 
 
@@ -57,14 +59,23 @@ def read_dtu(root: Path, scan: str, light: int) -> tuple[list[int], list[PosedPh
     Raises:
         InputError: no pictures of that light, a picture without its camera file, a bad camera file.
     """
-    folder = root / "Rectified" / f"{scan}_train"
-    if not folder.is_dir():
-        folder = root / "Rectified" / scan
-    pattern = re.compile(rf"rect_(\d+)_{light}_r5000\.png$")
-    pictures = sorted((int(m[1]) - 1, p) for p in folder.iterdir() if (m := pattern.match(p.name)))
+    pictures = [(camera, path) for (camera, of), path in scan_pictures(root, scan).items() if of == light]
     if not pictures:
+        folder = scan_folder(root, scan)
         raise InputError(f"{folder} has no pictures of light {light}; expected rect_001_{light}_r5000.png and so on")
-    return [camera for camera, _ in pictures], [_photo(root, scan, camera, p) for camera, p in pictures]
+    return [camera for camera, _ in pictures], [_photo(root, scan, camera, path) for camera, path in pictures]
+
+
+def scan_folder(root: Path, scan: str) -> Path:
+    """Where a scan's pictures are: ``Rectified/{scan}_train``, or ``Rectified/{scan}`` where that is not there."""
+    folder = root / "Rectified" / f"{scan}_train"
+    return folder if folder.is_dir() else root / "Rectified" / scan
+
+
+def scan_pictures(root: Path, scan: str) -> dict[tuple[int, int], Path]:
+    """A scan's pictures by (camera id, light), ascending."""
+    found = ((_PICTURE.match(path.name), path) for path in scan_folder(root, scan).iterdir())
+    return dict(sorted(((int(m[1]) - 1, int(m[2])), path) for m, path in found if m))
 
 
 def _photo(root: Path, scan: str, camera: int, picture: Path) -> PosedPhoto:

@@ -143,7 +143,12 @@ def _scenes_below(root: Path, scan: str | None, light: int, levels: int) -> list
     if levels == 0 or not root.is_dir():
         return []
     children = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    return [spec for child in children for spec in _scenes_below(child, scan, light, levels - 1)]
+    return [spec for child in children if _readable(child) for spec in _scenes_below(child, scan, light, levels - 1)]
+
+
+def _readable(folder: Path) -> bool:
+    """Whether we may look into a folder: a search for scenes passes by the others (such as a disk's lost+found)."""
+    return os.access(folder, os.R_OK | os.X_OK)
 
 
 def _name(root: Path) -> str:

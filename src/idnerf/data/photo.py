@@ -112,11 +112,16 @@ def matched_to_file(photos: Sequence[PosedPhoto]) -> list[PosedPhoto]:
     and height fit those, and not the turned ones).
 
     Raises:
-        InputError: an unreadable header, pictures of two sizes, or portrait pictures under a landscape
-            calibration.
+        InputError: an unreadable header, a camera of no pixels, pictures of two sizes, or portrait pictures under a
+            landscape calibration.
     """
     matched = []
     for photo in photos:
+        if min(photo.size) < 1:
+            raise InputError(
+                f"the camera of {photo.path} was calibrated for {photo.size[0]}x{photo.size[1]} pixels; expected at "
+                "least 1x1"
+            )
         shown, stored = image_size(photo.path), image_size(photo.path, orient=False)
         orient = shown == stored or _aspect_error(shown, photo.size) <= _aspect_error(stored, photo.size)
         size = shown if orient else stored

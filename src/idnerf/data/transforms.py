@@ -7,6 +7,7 @@ each frame near, far and ``depth_file_path``, a float32 .npy of exact depth (z, 
 
 import json
 import math
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -97,9 +98,17 @@ def number(values: dict[str, Any], key: str, path: Path) -> float | None:
     value = values.get(key)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise InputError(f"'{key}' in {path} is {value!r}; expected a number")
     return float(value)
+
+
+def view_angle(values: dict[str, Any], key: str, path: Path) -> float | None:
+    """A camera's opening angle under ``key``, radians; None when absent or null."""
+    angle = number(values, key, path)
+    if angle is not None and not 0 < angle < math.pi:
+        raise InputError(f"'{key}' in {path} is {angle:g}; expected radians between 0 and pi")
+    return angle
 
 
 def _photo(path: Path, values: dict[str, Any], picture: Path) -> PosedPhoto:
@@ -109,6 +118,8 @@ def _photo(path: Path, values: dict[str, Any], picture: Path) -> PosedPhoto:
     width, height = get("w"), get("h")
     if width is None or height is None:
         width, height = (float(pixels) for pixels in image_size(picture))
+    if min(width, height) < 1:
+        raise InputError(f"'w', 'h' in {path} are {width:g}, {height:g}; expected pixels, at least 1")
     fx, fy = _focal_lengths(path, values, width, height)
     cx, cy = get("cx"), get("cy")
     K = pinhole_matrix(fx, fy, width / 2 if cx is None else cx, height / 2 if cy is None else cy)
@@ -118,6 +129,8 @@ def _photo(path: Path, values: dict[str, Any], picture: Path) -> PosedPhoto:
             f"near, far of {picture.name} in {path} are {near}, {far}; expected 0 < near < far, or neither"
         )
     depth_file = values.get("depth_file_path") if values.get("idnerf_procedural") else None
+    if depth_file is not None and not isinstance(depth_file, str):
+        raise InputError(f"'depth_file_path' in {path} is {depth_file!r}; expected the name of an .npy file")
     return PosedPhoto(
         path=picture,
         c2w=opencv_pose(path, values),
@@ -132,7 +145,7 @@ def _photo(path: Path, values: dict[str, Any], picture: Path) -> PosedPhoto:
 
 def _focal_lengths(path: Path, values: dict[str, Any], width: float, height: float) -> tuple[float, float]:
     fx, fy = number(values, "fl_x", path), number(values, "fl_y", path)
-    angle_x, angle_y = number(values, "camera_angle_x", path), number(values, "camera_angle_y", path)
+    angle_x, angle_y = view_angle(values, "camera_angle_x", path), view_angle(values, "camera_angle_y", path)
     if fx is None and angle_x is not None:
         fx = width / 2 / math.tan(angle_x / 2)
         if fy is None and angle_y is not None:

@@ -189,12 +189,12 @@ def _ids(view_ids: Any, limit: int = 12) -> str:
     return " ".join(words[:limit]) + (f" ... ({len(words)} in all)" if len(words) > limit else "")
 
 
-@cache
 def own_name(scene: Scene) -> str:
     """What splits call the scene: its name without the folders that tell it from others of that name."""
     return scene.name.rpartition("/")[2]
 
 
+@cache
 def load_table(name: str) -> dict[str, Any]:
     """The parsed split file ``splits/{name}.json`` of the package."""
     return json.loads(resources.files("idnerf.evaluation").joinpath(f"splits/{name}.json").read_text("utf-8"))

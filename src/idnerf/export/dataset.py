@@ -9,8 +9,6 @@ import json
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from idnerf.data.image_io import write_png
 from idnerf.export.atomic import whole_folder
@@ -19,6 +17,7 @@ from idnerf.export.depth_views import DepthViews
 from idnerf.export.ply import write_ply
 from idnerf.export.point_cloud import PointCloud
 from idnerf.geometry.cameras import invert_rigid
+from idnerf.geometry.quaternions import quaternion_of
 from idnerf.types import Cameras
 
 MOST_POINTS = 200_000
@@ -86,7 +85,7 @@ def write_colmap(folder: Path, cameras: Cameras, cloud: PointCloud) -> None:
         K = cameras.K[number].double()
         values = " ".join(f"{float(v):.12g}" for v in (K[0, 0], K[1, 1], K[0, 2], K[1, 2]))
         camera_lines.append(f"{number + 1} PINHOLE {cameras.width} {cameras.height} {values}")
-        pose = [*quaternion(w2c[number, :3, :3]).tolist(), *w2c[number, :3, 3].tolist()]
+        pose = [*quaternion_of(w2c[number, :3, :3].numpy()).tolist(), *w2c[number, :3, 3].tolist()]
         image_lines.append(f"{number + 1} {' '.join(f'{v:.12g}' for v in pose)} {number + 1} {number:04d}.png\n")
     step = max(1, -(-len(cloud) // MOST_POINTS))
     colors = (cloud.colors[::step].clamp(0, 1) * 255).round().int().tolist()
@@ -96,14 +95,3 @@ def write_colmap(folder: Path, cameras: Cameras, cloud: PointCloud) -> None:
     ]
     for name, lines in (("cameras", camera_lines), ("images", image_lines), ("points3D", point_lines)):
         (folder / f"{name}.txt").write_text("\n".join([f"# idnerf: {len(lines)} {name}", *lines]) + "\n")
-
-
-def quaternion(rotation: Float[Tensor, "3 3"]) -> Float[Tensor, "4"]:
-    """Unit quaternion (w, x, y, z), w >= 0: the eigenvector of a symmetric 4x4 matrix (Bar-Itzhack 2000)."""
-    R = rotation
-    K = torch.zeros(4, 4, dtype=R.dtype)
-    K[0, 0] = R[0, 0] + R[1, 1] + R[2, 2]
-    K[0, 1:] = K[1:, 0] = torch.stack([R[2, 1] - R[1, 2], R[0, 2] - R[2, 0], R[1, 0] - R[0, 1]])
-    K[1:, 1:] = R + R.T - torch.eye(3, dtype=R.dtype) * K[0, 0]
-    best = torch.linalg.eigh(K / 3).eigenvectors[:, -1]
-    return best if best[0] >= 0 else -best

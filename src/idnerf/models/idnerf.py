@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -260,8 +260,14 @@ class IDNeRF(nn.Module, HubModel):
     def render(self, source: Views, target: Cameras, *, quality: Quality = "full") -> RenderOutput:
         """New view of ``target`` (one camera, or [batch]) from ``source`` views [view] (or [batch view]).
 
-        Returns images without batch axis when ``target`` is one camera.
+        Returns images without batch axis when ``target`` is one camera; numbers of any precision become float32.
+
+        Raises:
+            InputError: fewer than two source views, an unknown quality.
         """
+        if quality not in get_args(Quality):
+            raise InputError(f"expected quality 'full' or 'fast', got {quality!r}")
+        source, target = source.float(), target.float()
         single = len(target.shape) == 0
         if single:
             source, target = source[None], target[None]

@@ -51,6 +51,25 @@ LOOKUPS_PER_CHUNK = 6 * 16384
 LOOKUPS_PER_TRAINING_CHUNK = 6 * 8192
 """The same in a training step on the CPU, where every chunk is computed again in the backward pass, so that no more
 than its samples (some 20 kB each) are kept."""
+COUNTS = (
+    "samples_per_ray",
+    "channels",
+    "transformer_layers",
+    "attention_splits",
+    "hidden",
+    "field_layers",
+    "frequencies",
+    "ray_width",
+    "ray_heads",
+    "view_width",
+    "view_heads",
+)
+"""Options of the `paper` configuration of which there must be one at least."""
+
+
+def flag(field: str) -> str:
+    """A field of ``PaperConfig`` on the command line."""
+    return f"--model.paper.{field.replace('_', '-')}"
 
 
 @dataclass(frozen=True)
@@ -97,33 +116,31 @@ class PaperConfig:
     """Follow the conventions the released weights were trained with instead of ours (docs/matchnerf.md)."""
 
     def __post_init__(self) -> None:
-        for name in ("samples_per_ray", "transformer_layers", "attention_splits", "frequencies"):
+        for name in COUNTS:
             if getattr(self, name) < 1:
-                raise InputError(f"{name}: expected 1 or more, got {getattr(self, name)}; give a larger number.")
+                raise InputError(f"{flag(name)}: expected 1 or more, got {getattr(self, name)}")
         if self.num_views < 2:
-            raise InputError(f"num_views: expected 2 or more, got {self.num_views}; matching needs two views.")
+            raise InputError(f"{flag('num_views')}: expected 2 or more, got {self.num_views}; matching needs two views")
         if self.published_behaviour and self.view_aggregation != "concatenate":
             raise InputError(
-                f"published_behaviour: expected view_aggregation=concatenate, got {self.view_aggregation}; "
-                "only the published layout has published weights."
+                f"{flag('published_behaviour')}: expected {flag('view_aggregation')} concatenate with it, got "
+                f"{self.view_aggregation}; only the published layout has published weights"
             )
         if self.channels % 4 or any(count < 1 or self.channels % count for count in self.groups):
             raise InputError(
-                f"groups: expected divisors of channels={self.channels} (a multiple of 4), "
-                f"got {self.groups}; change either."
+                f"{flag('groups')}: expected divisors of {flag('channels')} {self.channels} (a multiple of 4), got "
+                f"{self.groups[0]} {self.groups[1]}; change either"
             )
         if not 0 <= self.field_skip < self.field_layers - 1:
             raise InputError(
-                f"field_skip: expected 0 to {self.field_layers - 2} with field_layers={self.field_layers}, "
-                f"got {self.field_skip}; change either."
+                f"{flag('field_skip')}: expected 0 or more, and {flag('field_layers')} at least 2 more than it; got "
+                f"{self.field_skip} and {self.field_layers}"
             )
         if self.ray_width % self.ray_heads:
             raise InputError(
-                f"ray_heads: expected a divisor of ray_width={self.ray_width}, got {self.ray_heads}; change either."
+                f"{flag('ray_heads')}: expected a divisor of {flag('ray_width')} {self.ray_width}, got "
+                f"{self.ray_heads}; change either"
             )
-        for name in ("view_width", "view_heads"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}: expected 1 or more, got {getattr(self, name)}; give a larger number.")
         check_latent_options(self.latent_query, self.view_refinement, self.latent_size, "model.paper")
 
 

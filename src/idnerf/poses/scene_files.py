@@ -13,6 +13,7 @@ from idnerf.data.bounds import bounds_from_depths
 from idnerf.data.distortion import Lens, distort, pinhole_intrinsics, undistort
 from idnerf.data.image_io import image_size, read_image
 from idnerf.errors import InputError
+from idnerf.geometry.quaternions import quaternion_of
 from idnerf.poses.photos import PhotoSet, is_upright
 from idnerf.poses.sparse_model import SparseModel
 
@@ -139,7 +140,7 @@ def write_colmap_text(model: SparseModel, names: list[str], folder: Path) -> Non
     for i, name in enumerate(names):
         seen = np.flatnonzero(model.view == i)
         place[seen] = np.arange(len(seen))
-        pose = [*quaternion(model.w2c[i, :3, :3]), *model.w2c[i, :3, 3]]
+        pose = [*quaternion_of(model.w2c[i, :3, :3]), *model.w2c[i, :3, 3]]
         lines.append(f"{i + 1} {' '.join(repr(float(v)) for v in pose)} 1 {name}")
         lines.append(" ".join(f"{xy[n, 0]:.3f} {xy[n, 1]:.3f} {model.point[n] + 1}" for n in seen))
     (folder / "images.txt").write_text("\n".join(lines) + "\n")
@@ -154,19 +155,3 @@ def write_colmap_text(model: SparseModel, names: list[str], folder: Path) -> Non
             f"{p + 1} {position} {' '.join(map(str, model.colors[p].tolist()))} {errors[group].mean():.4f} {track}"
         )
     (folder / "points3D.txt").write_text("\n".join(lines) + "\n")
-
-
-def quaternion(rotation: np.ndarray) -> np.ndarray:
-    """(w, x, y, z), w >= 0, of any rotation: the eigenvector of the largest eigenvalue of Bar-Itzhack's matrix
-    (2000)."""
-    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = rotation
-    symmetric = np.array(
-        [
-            [xx + yy + zz, zy - yz, xz - zx, yx - xy],
-            [zy - yz, xx - yy - zz, yx + xy, xz + zx],
-            [xz - zx, yx + xy, yy - xx - zz, zy + yz],
-            [yx - xy, xz + zx, zy + yz, zz - xx - yy],
-        ]
-    )
-    largest = np.linalg.eigh(symmetric)[1][:, -1]
-    return largest if largest[0] >= 0 else -largest

@@ -1,7 +1,6 @@
 """Several frames of a path at once on a CPU: threads that share a frame wait for one another, frames do not.
 
-On two cores a 480x320 frame takes 0.74 s so instead of 0.91 s at quality `fast`, 1.40 instead of 1.56 s at `full`
-(benchmarks/NOTES.md).
+How much that gains: benchmarks/NOTES.md.
 """
 
 from collections import deque

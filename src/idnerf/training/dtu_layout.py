@@ -1,12 +1,11 @@
 """What of DTU is there: a downloaded folder is checked by names and headers before hours of training depend on it."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from idnerf.data.dtu import IMAGE_SIZE, read_camera_file, scans
+from idnerf.data.dtu import IMAGE_SIZE, read_camera_file, scan_pictures, scans
 from idnerf.data.image_io import DAMAGED
 from idnerf.errors import InputError
 from idnerf.evaluation.protocols import load_table
@@ -14,8 +13,6 @@ from idnerf.training.dtu_scenes import read_pairs
 
 VIEWS = 49
 """Camera positions of the training layout."""
-
-_PICTURE = re.compile(r"rect_(\d+)_(\d)_r5000\.png$")
 
 
 @dataclass(frozen=True)
@@ -131,18 +128,17 @@ def camera_ids(root: Path) -> set[int]:
 
 def pictures_of(root: Path, scan: str) -> set[tuple[int, int]]:
     """(camera id, light) of a scan's pictures. Raises InputError where they are damaged or of another size."""
-    folder = root / "Rectified" / f"{scan}_train"
-    folder = folder if folder.is_dir() else root / "Rectified" / scan
-    names = sorted(path.name for path in folder.iterdir() if _PICTURE.match(path.name))
-    if names:
+    pictures = scan_pictures(root, scan)
+    if pictures:
+        first = min(pictures.values())
         try:
-            with Image.open(folder / names[0]) as picture:
+            with Image.open(first) as picture:
                 size = picture.size
         except DAMAGED as error:
-            raise InputError(f"{folder / names[0]} is damaged ({error}); unpack it again") from None
+            raise InputError(f"{first} is damaged ({error}); unpack it again") from None
         if size != IMAGE_SIZE:
-            raise InputError(f"{folder / names[0]} is {size[0]}x{size[1]}: expected 640x512, the training layout's")
-    return {(int(m[1]) - 1, int(m[2])) for name in names if (m := _PICTURE.match(name))}
+            raise InputError(f"{first} is {size[0]}x{size[1]}: expected 640x512, the training layout's")
+    return set(pictures)
 
 
 def has_depth(root: Path, scan: str) -> bool:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from idnerf.data.dtu import scans
+from idnerf.data.dtu import scan_pictures, scans
 from idnerf.data.load import load_scene
 from idnerf.errors import InputError
 from idnerf.evaluation.protocols import evaluation_tasks, get_protocol, load_table
@@ -57,7 +57,8 @@ class DTUScenes:
     def example(self, item: int, num_sources: int, generator: torch.Generator) -> Example:
         """A scan, a light and a target drawn at random; sources drawn of the best five of the pair list."""
         scan = self.scans[draw_int(0, len(self.scans) - 1, generator)]
-        lights = [light for light in range(LIGHTS) if self._has_light(scan, light)]
+        photographed = {light for _, light in scan_pictures(self.root, scan)}
+        lights = [light for light in range(LIGHTS) if light in photographed]
         if not lights:
             raise InputError(f"{self.root} has no pictures of {scan}: expected rect_001_0_r5000.png and so on")
         light = lights[draw_int(0, len(lights) - 1, generator)]
@@ -73,9 +74,6 @@ class DTUScenes:
         camera = bounds_from_sources(scene.cameras[target], source.cameras)
         name = f"{scan}, light {light}, view {view}"
         return Example(source, Views(scene.image(target), camera), scene.depth(target), None, name)
-
-    def _has_light(self, scan: str, light: int) -> bool:
-        return any((self.root / "Rectified" / f"{scan}_train").glob(f"rect_*_{light}_r5000.png"))
 
     def _partners(self, present: tuple[int, ...], view: int) -> list[int]:
         return [other for other in self.pairs.get(view, []) if other in present]

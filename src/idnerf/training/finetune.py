@@ -15,7 +15,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from statistics import mean
 
 import torch
@@ -29,7 +29,7 @@ from idnerf.geometry.trajectories import rotate_between
 from idnerf.models.idnerf import IDNeRF
 from idnerf.priors.prior import load_prior
 from idnerf.training.examples import Example, bounds_from_sources, cut_tile, draw_int, seeded, stack_examples
-from idnerf.training.losses import psnr_of_mse
+from idnerf.training.losses import check_loss_weights, psnr_of_mse
 from idnerf.training.objectives import LossConfig, objective
 from idnerf.training.optimizer import (
     OptimizerConfig,
@@ -89,6 +89,7 @@ class FinetuneConfig:
         for name in ("encoder_lr", "warmup"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"--{name.replace('_', '-')}: expected 0 or more, got {getattr(self, name)}")
+        check_loss_weights(asdict(self.loss))
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"--ema-decay: expected a decay in [0, 1), got {self.ema_decay}")
         if min(self.tile) < 8:
@@ -308,7 +309,8 @@ class Run:
         """One target, one step of the optimizer."""
         generator = seeded(self.config.seed, self.steps)
         batch = stack_examples([self.example(generator)])
-        device_generator = torch.Generator(self.model.device).manual_seed(seeded(self.steps, 1).initial_seed())
+        seed = seeded(self.config.seed, self.steps, 1).initial_seed()
+        device_generator = torch.Generator(self.model.device).manual_seed(seed)
         self.model.train()
         set_learning_rate(self.optimizer, min(1.0, (self.steps + 1) / max(1, self.config.warmup)))
         self.optimizer.zero_grad()

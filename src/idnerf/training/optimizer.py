@@ -39,14 +39,19 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         for name in ("encoder_lr", "decoder_lr", "latent_lr", "weight_decay", "grad_clip"):
-            if not getattr(self, name) >= 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"--optimizer.{name.replace('_', '-')}: expected 0 or more, got {getattr(self, name)}")
         if self.encoder_lr == self.decoder_lr == 0:
             raise InputError("--optimizer.decoder-lr 0: expected above 0 where --optimizer.encoder-lr is 0 too")
         if not 0 <= self.warmup < 1:
             raise InputError(f"--optimizer.warmup: expected a share in [0, 1), got {self.warmup}")
-        if not 0 <= self.ema_decay < 1:
-            raise InputError(f"--optimizer.ema-decay: expected a decay in [0, 1), got {self.ema_decay}")
+        for name in ("beta2", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(
+                    f"--optimizer.{name.replace('_', '-')}: expected a decay in [0, 1), got {getattr(self, name)}"
+                )
+        if not 0 <= self.final_lr <= 1:
+            raise InputError(f"--optimizer.final-lr: expected a share in [0, 1], got {self.final_lr}")
 
 
 def part_of(name: str) -> str:

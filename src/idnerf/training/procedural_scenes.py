@@ -34,7 +34,7 @@ class ProceduralScenesConfig:
     scene: ProceduralConfig = field(default_factory=lambda: ProceduralConfig(size=(288, 208)))
     """What each scene is drawn from; the curriculum lowers the upper end of its complexity at first."""
     pool: Path | None = None
-    """Folder that keeps generated scenes (about 1.5 MB each); none generates every scene anew."""
+    """Folder that keeps generated scenes (about 1.8 MB each); none generates every scene anew."""
     first_seed: int = 0
     """Seed of the first scene. Held-out scenes have seeds from 1,000,000,000 on."""
     reuse: float = 4.0
@@ -56,6 +56,8 @@ class ProceduralScenesConfig:
         for name in ("start_scenes", "max_scenes", "shrink"):
             if getattr(self, name) < 1:
                 raise InputError(f"--scenes.{name.replace('_', '-')}: expected at least 1, got {getattr(self, name)}")
+        if self.ramp_scenes < 0:
+            raise InputError(f"--scenes.ramp-scenes: expected 0 or more, got {self.ramp_scenes}")
         if self.pool is not None and self.pool.exists() and not self.pool.is_dir():
             raise InputError(f"--scenes.pool: expected a folder, {self.pool} is a file; give another")
         if not self.reuse > 0:

@@ -9,7 +9,7 @@ With ``precision="bf16"`` the cascade's convolutions and matrix products run in 
 import dataclasses
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from idnerf.models.paper import PaperModel
 from idnerf.models.published import initialise_encoder
 from idnerf.priors.prior import load_prior
 from idnerf.training.examples import Example, SceneProvider, StepDataset, seeded
-from idnerf.training.losses import psnr_of_mse
+from idnerf.training.losses import check_loss_weights, psnr_of_mse
 from idnerf.training.objectives import LossConfig, objective
 from idnerf.training.optimizer import (
     OptimizerConfig,
@@ -125,6 +125,7 @@ class TrainerConfig:
         for name in ("workers", "threads", "validate_every"):
             if getattr(self, name) < 0:
                 raise InputError(f"--{name.replace('_', '-')}: expected 0 or more, got {getattr(self, name)}")
+        check_loss_weights(dataclasses.asdict(self.loss))
         if not 0 <= self.fast_share <= 1:
             raise InputError(f"--fast-share: expected a share in [0, 1], got {self.fast_share}")
         if not 0 <= self.enlarged_share <= 1:
@@ -143,7 +144,7 @@ class TrainerConfig:
 def train(
     config: TrainerConfig,
     scenes: SceneProvider,
-    held_out: list[Example],
+    held_out: list[Example] | Callable[[], list[Example]],
     data: str = "",
     options: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -152,7 +153,7 @@ def train(
     Args:
         config: the training.
         scenes: where examples come from.
-        held_out: examples with whole target images for validation.
+        held_out: examples with whole target images for validation; or what makes them, called once all else is right.
         data: what the scenes are, in words: recorded in the weights, for their model card.
         options: kept with the training state for whoever resumes it (``TrainingState.options``).
 
@@ -179,6 +180,7 @@ def train(
     ema = {name: value.clone().to(fabric.device) for name, value in model.state_dict().items()}
     optimizer = make_optimizer(model, config.optimizer)
     wrapped, optimizer = fabric.setup(Objectives(model, config, guidance), optimizer)
+    validated = held_out() if callable(held_out) else held_out
     start = 0
     if state is not None:
         restore(state, model, ema, optimizer.optimizer)
@@ -219,8 +221,8 @@ def train(
                 save_state(run / STATE_FILE, step + 1, model, ema, optimizer.optimizer, settings, options, origin)
                 save_weights(run / "weights.safetensors", model, ema, step + 1, origin)
             due = config.validate_every and ((step + 1) % config.validate_every == 0 or step + 1 == config.steps)
-            if due and held_out and fabric.is_global_zero:
-                log.numbers(step + 1, validate(model, ema, held_out, log, step + 1), "validation")
+            if due and validated and fabric.is_global_zero:
+                log.numbers(step + 1, validate(model, ema, validated, log, step + 1), "validation")
         states.copy.unlink(missing_ok=True)
     finally:
         log.close()

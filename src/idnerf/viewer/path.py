@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Float
 
 from idnerf.errors import InputError
+from idnerf.geometry.quaternions import quaternion_of, rotation_of
 from idnerf.viewer.view_point import ViewPoint
-from idnerf.viewer.world_frame import quaternion_of, rotation_of
 
 
 def sample_path(keys: Sequence[ViewPoint], frames_per_leg: int, *, closed: bool = False) -> list[ViewPoint]:

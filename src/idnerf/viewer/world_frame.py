@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from idnerf.geometry.quaternions import Quaternion, quaternion_of, rotation_of
 from idnerf.geometry.trajectories import focus_depth
 from idnerf.types import Cameras
 
@@ -21,7 +22,6 @@ FOCUS_DISTANCE = 3.0
 """Median distance of the cameras from the focus, viewer units."""
 
 Vector = Float[np.ndarray, "3"]
-Quaternion = Float[np.ndarray, "4"]
 Pose = Float[np.ndarray, "4 4"]
 
 
@@ -101,33 +101,3 @@ def scene_focus(cameras: Cameras) -> Vector:
             return point.numpy()
     ahead = torch.from_numpy(mean_direction(forward.numpy()))
     return (centers.mean(0) + ahead * focus_depth(cameras)).numpy()
-
-
-def rotation_of(wxyz: Quaternion) -> Float[np.ndarray, "3 3"]:
-    """Rotation matrix of a quaternion (normalised here)."""
-    w, x, y, z = wxyz / np.linalg.norm(wxyz)
-    return np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-        ]
-    )
-
-
-def quaternion_of(rotation: Float[np.ndarray, "3 3"]) -> Quaternion:
-    """Unit quaternion (w >= 0) of a rotation matrix: the eigenvector of Bar-Itzhack's 4x4 matrix (2000).
-
-    It is exact for rotations and the nearest one for matrices that rounding has bent.
-    """
-    (a, b, c), (d, e, f), (g, h, i) = rotation
-    matrix = np.array(
-        [
-            [a + e + i, h - f, c - g, d - b],
-            [h - f, a - e - i, b + d, c + g],
-            [c - g, b + d, e - a - i, f + h],
-            [d - b, c + g, f + h, i - a - e],
-        ]
-    )
-    wxyz = np.linalg.eigh(matrix)[1][:, -1]
-    return wxyz if wxyz[0] >= 0 else -wxyz

@@ -1,27 +1,28 @@
-"""A pool of scenes on disk for training: one small file each, written by a process beside the trainer.
-
-python -m idnerf.data.procedural.pool --folder POOL --count 1000 --config.size 320 240
-"""
+"""A pool of scenes on disk for training: one small file each (``idnerf.training.procedural_scenes`` fills it)."""
 
 import os
 import tempfile
 from pathlib import Path
 
 import torch
-import tyro
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from idnerf.data.procedural.config import ProceduralConfig, ProceduralScene
-from idnerf.data.procedural.generate import generate_scene
+from idnerf.data.procedural.config import ProceduralScene
 from idnerf.errors import InputError
 from idnerf.types import Cameras, Views
+
+PACKED = ("images", "inverse_depth", "c2w", "K", "near", "far")
+"""Tensors of a packed scene."""
 
 
 def pack_scene(scene: ProceduralScene, path: Path) -> None:
     """Write a scene as one safetensors file: images in 8 bits, near / z in half precision (0.05 %).
 
     The file appears complete or not at all.
+
+    Raises:
+        InputError: the place cannot be written.
     """
     path = Path(path)
     cameras = scene.views.cameras
@@ -33,26 +34,40 @@ def pack_scene(scene: ProceduralScene, path: Path) -> None:
         "near": cameras.near,
         "far": cameras.far,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
-    os.close(handle)
-    save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, temporary, metadata={"name": scene.name})
-    os.chmod(temporary, 0o644)  # mkstemp makes private files
-    os.replace(temporary, path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+        os.close(handle)
+        save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, temporary, metadata={"name": scene.name})
+        os.chmod(temporary, 0o644)  # mkstemp makes private files
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"cannot write the packed scene {path}: {reason}; choose another place") from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
 
 
 def unpack_scene(path: Path) -> ProceduralScene:
     """Read a scene that ``pack_scene`` wrote.
 
     Raises:
-        InputError: there is no such file.
+        InputError: there is no such file, or it is damaged.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: expected a packed procedural scene, found no file; fill the pool first")
-    with safe_open(str(path), framework="pt") as file:
-        name = file.metadata()["name"]
-        values = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            name = (file.metadata() or {})["name"]
+            values = {key: file.get_tensor(key) for key in PACKED}
+    except (SafetensorError, OSError, KeyError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(
+            f"{path} is no packed scene, or a damaged one ({reason}); delete it: it is made again"
+        ) from None
     images = values["images"].float() / 255
     cameras = Cameras(values["c2w"], values["K"], (images.shape[-1], images.shape[-2]), values["near"], values["far"])
     depth = values["near"][:, None, None] / values["inverse_depth"].float()
@@ -62,40 +77,3 @@ def unpack_scene(path: Path) -> ProceduralScene:
 def scene_path(folder: Path, seed: int) -> Path:
     """Where the pool keeps the scene of a seed."""
     return Path(folder) / f"{seed:08d}.safetensors"
-
-
-def fill_pool(folder: Path, config: ProceduralConfig, start_seed: int = 0, count: int = 1000) -> int:
-    """Generate the scenes of ``count`` seeds, skipping those already there. Returns how many were made."""
-    made = 0
-    for seed in range(start_seed, start_seed + count):
-        path = scene_path(folder, seed)
-        if not path.exists():
-            pack_scene(generate_scene(seed, config), path)
-            made += 1
-    return made
-
-
-def main(
-    folder: Path,
-    start: int = 0,
-    count: int = 1000,
-    nice: int = 5,
-    config: tyro.conf.OmitArgPrefixes[ProceduralConfig] = ProceduralConfig(),  # noqa: B008
-) -> None:
-    """Fill a pool of procedural scenes.
-
-    Args:
-        folder: where the scenes go.
-        start: seed of the first scene.
-        count: number of seeds.
-        nice: lower the priority of this process by so much.
-        config: what to generate.
-    """
-    os.nice(nice)
-    torch.set_num_threads(1)
-    made = fill_pool(folder, config, start, count)
-    print(f"{made} scenes made, {count - made} were there: {folder}")
-
-
-if __name__ == "__main__":
-    tyro.cli(main)
