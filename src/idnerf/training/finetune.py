@@ -15,7 +15,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from statistics import mean
 
 import torch
@@ -29,7 +29,7 @@ from idnerf.geometry.trajectories import rotate_between
 from idnerf.models.idnerf import IDNeRF
 from idnerf.priors.prior import load_prior
 from idnerf.training.examples import Example, bounds_from_sources, cut_tile, draw_int, seeded, stack_examples
-from idnerf.training.losses import check_loss_weights, psnr_of_mse
+from idnerf.training.losses import psnr_of_mse
 from idnerf.training.objectives import LossConfig, objective
 from idnerf.training.optimizer import (
     OptimizerConfig,
@@ -89,7 +89,6 @@ class FinetuneConfig:
         for name in ("encoder_lr", "warmup"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"--{name.replace('_', '-')}: expected 0 or more, got {getattr(self, name)}")
-        check_loss_weights(asdict(self.loss))
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"--ema-decay: expected a decay in [0, 1), got {self.ema_decay}")
         if min(self.tile) < 8:

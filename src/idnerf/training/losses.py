@@ -1,24 +1,12 @@
 """Loss values. Everything here is differentiable and calls no ``backward()``: only the trainer does."""
 
-import math
-from collections.abc import Mapping
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from idnerf.errors import InputError
-
 Weights = Float[Tensor, "batch 1 height width"]
 """What each pixel's error is multiplied by; the mean is over the number of pixels all the same."""
-
-
-def check_loss_weights(weights: Mapping[str, float]) -> None:
-    """Raise InputError for a weight of a loss term that is negative or not finite."""
-    for name, weight in weights.items():
-        if not 0 <= weight < math.inf:
-            raise InputError(f"--loss.{name.replace('_', '-')}: expected 0 or more, got {weight}")
 
 
 def weighted_mean(errors: Float[Tensor, "*shape"], weights: Weights | None) -> Float[Tensor, ""]:

@@ -4,7 +4,8 @@ The cascade renders a whole tile (so SSIM applies) and is told the exact depth w
 configuration renders scattered rays and is told colours only.
 """
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import asdict, dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +55,10 @@ class LossConfig:
     scenes): nothing can render most of them right, and they hold most of the squared error; cascade only."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.unseen <= 1:
+        for name, weight in asdict(self).items():
+            if not 0 <= weight < math.inf:
+                raise InputError(f"--loss.{name.replace('_', '-')}: expected 0 or more, got {weight}")
+        if self.unseen > 1:
             raise InputError(f"--loss.unseen: expected a factor from 0 to 1, got {self.unseen}")
 
 

@@ -25,7 +25,7 @@ from idnerf.models.paper import PaperModel
 from idnerf.models.published import initialise_encoder
 from idnerf.priors.prior import load_prior
 from idnerf.training.examples import Example, SceneProvider, StepDataset, seeded
-from idnerf.training.losses import check_loss_weights, psnr_of_mse
+from idnerf.training.losses import psnr_of_mse
 from idnerf.training.objectives import LossConfig, objective
 from idnerf.training.optimizer import (
     OptimizerConfig,
@@ -125,7 +125,6 @@ class TrainerConfig:
         for name in ("workers", "threads", "validate_every"):
             if getattr(self, name) < 0:
                 raise InputError(f"--{name.replace('_', '-')}: expected 0 or more, got {getattr(self, name)}")
-        check_loss_weights(dataclasses.asdict(self.loss))
         if not 0 <= self.fast_share <= 1:
             raise InputError(f"--fast-share: expected a share in [0, 1], got {self.fast_share}")
         if not 0 <= self.enlarged_share <= 1:
