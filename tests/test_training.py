@@ -515,7 +515,7 @@ def test_moving_average_follows_its_recurrence_and_forgets_the_start():
         (lambda: TrainerConfig(source_views=(4, 3)), "--source-views"),
         (lambda: TrainerConfig(tile=(4, 64)), "--tile"),
         (lambda: OptimizerConfig(warmup=1.0), "--optimizer.warmup"),
-        (lambda: OptimizerConfig(latent_lr=0.0), "--optimizer.latent-lr"),
+        (lambda: OptimizerConfig(latent_lr=-1.0), "--optimizer.latent-lr"),
         (lambda: OptimizerConfig(ema_decay=1.0), "--optimizer.ema-decay"),
         (lambda: OptimizerConfig(grad_clip=-1.0), "--optimizer.grad-clip"),
         (lambda: ProceduralScenesConfig(reuse=0.0), "--scenes.reuse"),
