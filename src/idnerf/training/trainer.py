@@ -420,7 +420,6 @@ def validate(
         if number < 4:
             log.picture(step, f"held_out/{number}", torch.cat([output.rgb, target.images], -1).cpu())
     model.load_state_dict(current)
-    freeze_still_parts(model, config.optimizer)
     model.train()
     values = {"psnr": sum(psnrs) / max(len(psnrs), 1)}
     if depth_errors:
