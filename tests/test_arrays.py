@@ -102,6 +102,24 @@ def test_what_does_not_fit_is_named(model, arrays, change, expected):
     assert "\n" not in str(error.value)
 
 
+def test_whole_numbers_are_refused_by_the_model(model, arrays):
+    bounds = torch.tensor([1.0, 4.0])
+    source = Cameras(arrays["c2w"], arrays["K"].expand(3, 3, 3), (40, 32), bounds[:1].expand(3), bounds[1:].expand(3))
+    views = Views(arrays["images"], source)
+    object.__setattr__(views, "images", (arrays["images"] * 255).byte())  # nothing checks types outside the tests
+    unchecked = inspect.unwrap(IDNeRF.render)
+    with pytest.raises(InputError, match=r"floats in \[0, 1\], got torch.uint8"):
+        unchecked(model, views, source[0])
+
+
+def test_overshoots_of_a_bicubic_filter_are_no_error(model, arrays):
+    edge = torch.zeros(3, 3, 32, 40)
+    edge[..., 20:] = 1
+    blurred = torch.nn.functional.interpolate(edge, scale_factor=2, mode="bicubic")[..., ::2, ::2]
+    assert blurred.min() < -0.03
+    idnerf.render(**{**arrays, "images": blurred}, model=model)
+
+
 def test_an_unknown_quality_is_refused_by_the_model_too(model, arrays):
     bounds = torch.tensor([1.0, 4.0])
     source = Cameras(arrays["c2w"], arrays["K"].expand(3, 3, 3), (40, 32), bounds[:1].expand(3), bounds[1:].expand(3))

@@ -301,6 +301,9 @@ def test_transforms_near_far_and_focal_from_the_angle(tmp_path):
     scene = load_scene(tmp_path)
     np.testing.assert_allclose(scene.cameras.K[0].numpy(), truth.K, rtol=1e-6)
     assert scene.cameras.far.tolist() == [7.0, 8.0, 7.0, 7.0]
+    content |= {"fl_x": 70.0, "fl_y": 70.0, "camera_angle_x": 49}  # in degrees, but nobody asks
+    path.write_text(json.dumps(content))
+    np.testing.assert_allclose(load_scene(tmp_path).cameras.K[0].numpy(), truth.K, rtol=1e-6)
     assert scene.cameras.near.tolist() == [1.5] * 4
 
 

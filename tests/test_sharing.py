@@ -323,6 +323,14 @@ def test_the_mean_of_several_weights(tmp_path, capsys):
     assert names[1] in mean.generate_model_card().content
 
 
+def test_a_mean_tells_what_one_of_its_weights_was_made_from(tmp_path):
+    names = [str(tmp_path / f"{number}.safetensors") for number in range(2)]
+    tiny(seed=0).save(names[0])
+    tiny(seed=1).save(names[1], finetuned={"scene": "fern"}, source="matchnerf_3v.pth")
+    metadata = mean_of_weights(names).metadata
+    assert metadata["finetuned"] == {"scene": "fern"} and metadata["source"] == "matchnerf_3v.pth"
+
+
 def test_the_mean_of_weights_with_themselves_is_themselves(weights):
     alone = IDNeRF.from_pretrained(weights)
     assert mean_of_weights([str(weights)] * 3).fingerprint() == alone.fingerprint()

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 import idnerf
 import two_processes
-from idnerf.checkpoint import read_tensors
+from idnerf.checkpoint import read_tensors, write_tensors
 from idnerf.commands.parsing import parse
 from idnerf.commands.train import flags_of, recorded_flags
 from idnerf.commands.train import train as train_command
@@ -467,6 +467,49 @@ def test_a_part_with_no_learning_rate_stays_as_it_is():
     assert encoder <= still and len(still) < len(before)
 
 
+def test_what_was_added_is_trained_where_its_part_is_not(tmp_path):
+    bare = ModelConfig(cascade=replace(TINY_CASCADE, middle_hypotheses=0, context_blending=False))
+    IDNeRF(bare).save(tmp_path / "bare.safetensors", step=7)
+    model = IDNeRF.extending(tmp_path / "bare.safetensors", TINY_MODELS["cascade"])
+    assert model.metadata["step"] == 7
+    config = OptimizerConfig(encoder_lr=0.0)
+    freeze_still_parts(model, config, model.added)
+    trained = {name for name, p in model.core.encoder.named_parameters() if p.requires_grad}
+    assert trained == {"middle_head.1.weight", "middle_head.1.bias"}
+    groups = {group["name"]: group["params"] for group in parameter_groups(model, config)}
+    assert not groups["encoder"] and sum(map(len, groups.values())) == sum(p.requires_grad for p in model.parameters())
+    model.core.requires_grad_(False)
+    with pytest.raises(InputError, match="learning rate of 0"):
+        freeze_still_parts(model, config)
+
+
+def test_a_run_from_before_an_option_is_resumed_without_it(tmp_path):
+    """What the run did not know of is off, whatever the preset says today."""
+    old = replace(TINY_MODELS["cascade"], cascade=replace(TINY_CASCADE, halvings=0))
+    config = tiny_config(tmp_path / "run", model=old, steps=2, save_every=1)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, Interrupted(1), [])
+    tensors, metadata = read_tensors(tmp_path / "run" / STATE_FILE)
+    del metadata["train_config"]["model"]["cascade"]["halvings"]
+    write_tensors(tmp_path / "run" / STATE_FILE, tensors, metadata)
+    train(replace(config, model=TINY_MODELS["cascade"], resume=tmp_path / "run"), PlaneScenes(), [])
+    assert IDNeRF.from_pretrained(tmp_path / "run").config.cascade.halvings == 0
+
+
+class Unreadable(PlaneScenes):
+    """Scenes of a pool that has gone."""
+
+    def example(self, item, num_sources, generator):
+        return (Path("/gone") / str(item)).read_bytes()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_a_worker_misses_is_named(workers, tmp_path):
+    with pytest.raises((InputError, FileNotFoundError), match="/gone/0") as error:
+        train(tiny_config(tmp_path / "run", steps=1, workers=workers), Unreadable(), [])
+    assert "Traceback" not in str(error.value)
+
+
 def test_one_cycle_rises_then_falls():
     config = OptimizerConfig(warmup=0.1, final_lr=0.02)
     shares = [one_cycle(i / 1000, config) for i in range(1001)]
@@ -694,8 +737,12 @@ def test_what_cannot_be_resumed_is_refused(tmp_path):
         train(replace(config, resume=tmp_path / "nowhere"), PlaneScenes(), [])
     train(config, PlaneScenes(), [])
     other = replace(TINY_MODELS["cascade"], cascade=replace(TINY_CASCADE, token_width=12))
-    with pytest.raises(InputError, match="does not fit the model"):
-        train(replace(config, model=other, resume=tmp_path / "run"), PlaneScenes(), [])
+    made = []
+    with pytest.raises(InputError, match=r"--model\.cascade\.token-width: expected 8, what the run .* with, got 12"):
+        train(replace(config, model=other, resume=tmp_path / "run"), PlaneScenes(), lambda: made.append(1) or [])
+    assert not made
+    with pytest.raises(InputError, match="of the configuration cascade, got paper"):
+        train(replace(config, model=TINY_MODELS["paper"], resume=tmp_path / "run"), PlaneScenes(), [])
     state = tmp_path / "run" / STATE_FILE
     state.write_bytes(state.read_bytes()[:-100])
     with pytest.raises(InputError, match="truncated"):

@@ -11,7 +11,7 @@ from idnerf.errors import InputError
 from idnerf.models.idnerf import IDNeRF
 from idnerf.types import Cameras, RenderOutput, Views
 
-SLACK = 0.05
+SLACK = 0.15
 """How far colours may leave their range: resampling filters overshoot at edges."""
 
 

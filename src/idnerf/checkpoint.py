@@ -164,7 +164,8 @@ def locate_weights(weights: str | Path, **hub_options: Any) -> Path:
             f"expected --weights to be `default`, a .safetensors file, a run folder or a hub id; got {text!r}, which "
             "does not exist"
         )
-    if path.parent.is_dir():  # more likely a slip than a user of the hub who is called like a folder here
+    # more likely a slip than a user of the hub who is called like a folder here
+    if path.parent.is_dir() and "@" not in text and not hub_options:
         raise InputError(
             f"expected --weights to be there, found no file or folder {text!r}: {path.parent} is a folder here, so the "
             "name is not looked up on the hub; check it"

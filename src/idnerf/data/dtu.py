@@ -29,7 +29,7 @@ _PICTURE = re.compile(r"rect_(\d+)_(\d)_r5000\.png$")
 def scans(root: Path) -> list[str]:
     """Scans of a DTU root in natural order (scan9 before scan10)."""
     found = {p.name.removesuffix("_train") for p in (root / "Rectified").glob("scan*") if p.is_dir()}
-    return sorted(found, key=lambda name: [int(n) for n in re.findall(r"\d+", name)] or [0])
+    return sorted(found, key=lambda name: ([int(n) for n in re.findall(r"\d+", name)] or [0], name))
 
 
 def choose_scan(root: Path, scan: str | None) -> str:

@@ -145,11 +145,10 @@ def _photo(path: Path, values: dict[str, Any], picture: Path) -> PosedPhoto:
 
 def _focal_lengths(path: Path, values: dict[str, Any], width: float, height: float) -> tuple[float, float]:
     fx, fy = number(values, "fl_x", path), number(values, "fl_y", path)
-    angle_x, angle_y = view_angle(values, "camera_angle_x", path), view_angle(values, "camera_angle_y", path)
-    if fx is None and angle_x is not None:
-        fx = width / 2 / math.tan(angle_x / 2)
-        if fy is None and angle_y is not None:
-            fy = height / 2 / math.tan(angle_y / 2)
+    if fx is None and (angle := view_angle(values, "camera_angle_x", path)) is not None:
+        fx = width / 2 / math.tan(angle / 2)
+        if fy is None and (angle := view_angle(values, "camera_angle_y", path)) is not None:
+            fy = height / 2 / math.tan(angle / 2)
     if fx is None:
         raise InputError(f"{path} gives no focal length; expected 'fl_x' or 'camera_angle_x', at the top or per frame")
     fy = fx if fy is None else fy

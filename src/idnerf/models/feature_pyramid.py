@@ -136,13 +136,14 @@ class FeaturePyramid(nn.Module):
         halved = []
         for _ in range(self.halvings):
             flat = halve(flat)
-            halved.append(self._coarse_alone(flat).unflatten(0, (batch, view)))
+            pieces = [self._coarse_alone(part) for part in flat.split(1 if one_by_one else len(flat))]
+            halved.append(torch.cat(pieces).unflatten(0, (batch, view)))
         return PyramidFeatures(*joined, halved=tuple(halved))
 
     def _coarse_alone(
         self, images: Float[Tensor, "image 3 height width"]
     ) -> Float[Tensor, "image height4 width4 coarse_channel"]:
-        """The coarse map and nothing else."""
+        """The coarse map and nothing else; every view by itself, without ``mixing``."""
         _, _, _, s2, s3 = self._contract(images)
         return self._coarse(self._up_to_coarse(s2, s3))
 

@@ -125,7 +125,7 @@ class IDNeRF(nn.Module, HubModel):
         Raises:
             InputError: the weights hold what ``config`` lacks, or lack more than that.
         """
-        path, tensors, _, _ = read_weights(weights)
+        path, tensors, metadata, _ = read_weights(weights)
         model = cls(config)
         expected = model.state_dict()
         fits = {name: tensor for name, tensor in tensors.items() if name in expected}
@@ -137,6 +137,7 @@ class IDNeRF(nn.Module, HubModel):
                 "refinement, latent, cross-view layers, middle stage, halved matching and context blending can be added"
             )
         model.load_state_dict(parameters_from_half(fits), strict=False)
+        model.metadata = metadata
         model.added = frozenset(set(expected) - set(fits))
         if isinstance(model.core, Cascade):  # of the weights that were just loaded
             volume = model.core.volume
@@ -263,8 +264,13 @@ class IDNeRF(nn.Module, HubModel):
         Returns images without batch axis when ``target`` is one camera; numbers of any precision become float32.
 
         Raises:
-            InputError: fewer than two source views, an unknown quality.
+            InputError: fewer than two source views, images that are not floats, an unknown quality.
         """
+        if not source.images.is_floating_point():
+            raise InputError(
+                f"expected images as floats in [0, 1], got {source.images.dtype}: divide them by 255, or call "
+                "idnerf.render"
+            )
         if quality not in get_args(Quality):
             raise InputError(f"expected quality 'full' or 'fast', got {quality!r}")
         source, target = source.float(), target.float()

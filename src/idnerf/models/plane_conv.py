@@ -5,6 +5,8 @@ With gradients it is a 2D convolution over each plane joined with its two neighb
 pass is fast too. The numbers are the same (benchmarks/NOTES.md).
 """
 
+import platform
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -33,8 +35,8 @@ def _working_type(x: Tensor) -> torch.dtype:
 
 
 def onednn_takes(dtype: torch.dtype) -> bool:
-    """Whether oneDNN is there and this CPU has instructions for the type."""
-    if not torch.backends.mkldnn.is_available():
+    """Whether oneDNN is there and this CPU has instructions for the type. Elsewhere than on x86 it was not measured."""
+    if platform.machine().lower() not in ("x86_64", "amd64") or not torch.backends.mkldnn.is_available():
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 

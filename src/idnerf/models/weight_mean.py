@@ -28,7 +28,9 @@ def mean_of_weights(weights: Sequence[str]) -> IDNeRF:
     digests = [model.fingerprint() for model in models]
     others = [model.state_dict() for model in models]
     mean.load_state_dict({name: mean_tensor([state[name] for state in others]) for name in others[0]})
-    mean.metadata = {
+    kept = {key: value for model in reversed(models) for key, value in model.metadata.items()}
+    mean.metadata = {  # what one of them was refined on or converted from holds of the mean too
+        **kept,
         "step": max(steps),
         "training": {
             "data": "; ".join(dict.fromkeys(origin.get("data", "not recorded") for origin in origins)),

@@ -83,12 +83,13 @@ class FinetuneConfig:
         for name in ("steps", "rays", "evaluate_every", "patience"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(self, name)}")
-        for name in ("minutes", "lr"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"--{name}: expected above 0, got {getattr(self, name)}")
+        if not self.minutes > 0:
+            raise InputError(f"--minutes: expected above 0, got {self.minutes}")
+        if not 0 < self.lr < math.inf:
+            raise InputError(f"--lr: expected above 0, finite, got {self.lr}")
         for name in ("encoder_lr", "warmup"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"--{name.replace('_', '-')}: expected 0 or more, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"--{name.replace('_', '-')}: expected 0 or more, finite, got {getattr(self, name)}")
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"--ema-decay: expected a decay in [0, 1), got {self.ema_decay}")
         if min(self.tile) < 8:

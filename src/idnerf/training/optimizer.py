@@ -1,6 +1,7 @@
 """AdamW with one learning rate per part, a one-cycle schedule, and an exponential moving average of the weights."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,10 +40,13 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         for name in ("encoder_lr", "decoder_lr", "latent_lr", "weight_decay", "grad_clip"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"--optimizer.{name.replace('_', '-')}: expected 0 or more, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise InputError(f"--optimizer.{name.replace('_', '-')}: expected 0 or more, finite, got {value}")
         if self.encoder_lr == self.decoder_lr == 0:
             raise InputError("--optimizer.decoder-lr 0: expected above 0 where --optimizer.encoder-lr is 0 too")
+        if self.clip == "encoder" and self.encoder_lr == 0 and self.grad_clip:
+            raise InputError("--optimizer.clip encoder: expected `all`, as --optimizer.encoder-lr 0 trains no encoder")
         if not 0 <= self.warmup < 1:
             raise InputError(f"--optimizer.warmup: expected a share in [0, 1), got {self.warmup}")
         for name in ("beta2", "ema_decay"):
@@ -60,20 +64,30 @@ def part_of(name: str) -> str:
     return next((part for part in ("encoder", "latent") if part in words), "decoder")
 
 
-def freeze_still_parts(model: nn.Module, config: OptimizerConfig) -> None:
-    """Parts with a learning rate of 0 ask for no gradient: nothing is computed backward through them alone."""
+def freeze_still_parts(model: nn.Module, config: OptimizerConfig, added: Collection[str] = ()) -> None:
+    """Parts with a learning rate of 0 ask for no gradient: nothing is computed backward through them alone.
+
+    Parameters that were ``added`` to trained ones are not at rest anywhere: they go with the decoder.
+
+    Raises:
+        InputError: nothing is left to train.
+    """
     for name, parameter in model.named_parameters():
-        if getattr(config, f"{part_of(name)}_lr") == 0:
+        part = "decoder" if name in added else part_of(name)
+        if getattr(config, f"{part}_lr") == 0:
             parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError("--optimizer: every part that could be trained has a learning rate of 0; give one above")
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict]:
     """Every trainable parameter in exactly one group: ``encoder``, ``decoder``, or ``latent`` where there is one."""
+    rates = {"encoder": config.encoder_lr, "decoder": config.decoder_lr, "latent": config.latent_lr}
     parts: dict[str, list[nn.Parameter]] = {"encoder": [], "decoder": [], "latent": []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            parts[part_of(name)].append(parameter)
-    rates = {"encoder": config.encoder_lr, "decoder": config.decoder_lr, "latent": config.latent_lr}
+            part = part_of(name)
+            parts[part if rates[part] > 0 else "decoder"].append(parameter)
     return [
         {"name": part, "params": parameters, "lr": rates[part], "peak_lr": rates[part]}
         for part, parameters in parts.items()

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from idnerf.checkpoint import fingerprint, locate_weights, read_tensors, write_tensors
 from idnerf.errors import InputError
-from idnerf.models.idnerf import IDNeRF, ModelConfig, config_from_json, config_to_json
+from idnerf.models.idnerf import IDNeRF, ModelConfig, config_from_json, config_to_json, read_weights
 from idnerf.models.paper import PaperModel
 from idnerf.models.published import initialise_encoder
 from idnerf.priors.prior import load_prior
@@ -131,6 +131,8 @@ class TrainerConfig:
             raise InputError(f"--enlarged-share: expected a share in [0, 1], got {self.enlarged_share}")
         if self.only_added and not (self.init and self.extend):
             raise InputError("--only-added: expected --init WEIGHTS --extend with it")
+        if self.guidance.sds_weight and self.optimizer.latent_lr == 0:
+            raise InputError("--optimizer.latent-lr: expected above 0 with --guidance.sds-weight, got 0")
         low, high = self.source_views
         if not 2 <= low <= high:
             raise InputError(f"--source-views: expected 2 <= fewest <= most, got {low} {high}")
@@ -174,16 +176,18 @@ def train(
     if config.encoder_init is not None:
         start_encoder(model, config.encoder_init)
     guidance = start_guidance(config, model, fabric.device)
-    freeze_still_parts(model, config.optimizer)
+    freeze_still_parts(model, config.optimizer, model.added)
     model.train()
     ema = {name: value.clone().to(fabric.device) for name, value in model.state_dict().items()}
     optimizer = make_optimizer(model, config.optimizer)
     wrapped, optimizer = fabric.setup(Objectives(model, config, guidance), optimizer)
-    validated = held_out() if callable(held_out) else held_out
     start = 0
     if state is not None:
         restore(state, model, ema, optimizer.optimizer)
         start = state.step
+    validated: list[Example] = []
+    if fabric.is_global_zero:
+        validated = held_out() if callable(held_out) else held_out
 
     log = RunLog(run, config.steps, start, active=fabric.is_global_zero)
     window, watch, states = Window(), LossWatch(), JudgedStates(run / STATE_FILE)
@@ -303,18 +307,42 @@ def start_model(config: TrainerConfig, state: TrainingState | None = None) -> ID
 
     With a ``state`` to resume from, ``init`` was read when the run was started: its options are the state's.
     """
-    if config.init is None:
-        return IDNeRF(config.model)
-    if not config.extend:
-        if state is not None:
-            name = state.config["model"]["configuration"]
-            return IDNeRF(config_from_json({"configuration": name, name: state.config["model"][name]}))
-        return IDNeRF.from_pretrained(config.init)
-    model = IDNeRF.extending(config.init, config.model)
+    if state is not None:
+        model = IDNeRF(model_config_of(state, None if config.init and not config.extend else config.model))
+        if config.extend:
+            assert config.init is not None
+            model.added = frozenset(set(model.state_dict()) - set(read_weights(config.init)[1]))
+    elif config.init is None:
+        model = IDNeRF(config.model)
+    elif config.extend:
+        model = IDNeRF.extending(config.init, config.model)
+    else:
+        model = IDNeRF.from_pretrained(config.init)
     if config.only_added:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in model.added)
     return model
+
+
+def model_config_of(state: TrainingState, given: ModelConfig | None) -> ModelConfig:
+    """The model options of a run; those that it was started before there was such an option are as without it.
+
+    Raises:
+        InputError: ``given`` says otherwise.
+    """
+    name = state.config["model"]["configuration"]
+    kept = config_from_json({"configuration": name, name: state.config["model"][name]})
+    if given is not None:
+        ours, theirs = plain(kept), plain(given)
+        if given.configuration != name:
+            raise InputError(f"the run to resume is of the configuration {name}, got {given.configuration}")
+        for field in state.config["model"][name]:
+            if ours[name][field] != theirs[name][field]:
+                raise InputError(
+                    f"--model.{name}.{field.replace('_', '-')}: expected {ours[name][field]}, what the run was started "
+                    f"with, got {theirs[name][field]}"
+                )
+    return kept
 
 
 def start_guidance(config: TrainerConfig, model: IDNeRF, device: torch.device | str) -> ScoreDistillation | None:
@@ -390,6 +418,11 @@ def load_batches(config: TrainerConfig, scenes: SceneProvider, start: int, fabri
         yield from loader
     except InputError as error:  # from a worker it comes with that process's traceback before its one line
         raise InputError(str(error).strip().rpartition("InputError: ")[2]) from None
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        last = str(error).strip().splitlines()[-1]  # the worker's own words, after its traceback
+        raise InputError(last.partition(": ")[2] or last) from None
 
 
 def keep(batch: Any) -> Any:
