@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 $(VENV)/.core: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e .
+	$(BIN)/python -m pip install --quiet -e ".[cpu]"
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.core

@@ -330,9 +330,9 @@ def test_similarity_peaks_at_the_true_plane_everywhere_in_the_image(stage, plane
         maps = torch.cat([wave_features(source, depth, waves), torch.zeros(3, 48, 64, 3)], -1)
         samples = FineSamples(channels, 1, 2, 8)
         positions = inverse_depths[..., None].expand(-1, -1, size[0] * size[1])
-        looked_up, visible = samples._look_up(PyramidFeatures(maps[None], maps[None]), source[None], target, positions)
-        similarity = pair_similarity(looked_up[..., :channels], visible, 1)[0, :, :1]
-        seen = visible.all(1)[0]
+        with torch.no_grad():
+            found = samples._match(PyramidFeatures(maps[None], maps[None]), source[None], target, positions)
+        similarity, seen = found.cues[0, :, :1], found.seen.all(1)[0]
     rows, columns = (96, 128) if stage == "halved" else (48, 64)
     similarity, seen = similarity.reshape(planes, rows, columns), seen.reshape(planes, rows, columns)
     best = torch.where(seen, similarity, -1.0).argmax(0)
@@ -843,7 +843,13 @@ def test_weights_from_before_halved_matching_load_and_share_their_similarity(tmp
     other = extended.render(example.source, example.target.cameras).rgb
     assert (other - expected).abs().max() > 1e-3
     volume = extended.core.volume
-    monkeypatch.setattr(volume, "_match_halved", lambda *inputs: volume._match(*inputs[:-1])[..., : 2 * volume.groups])
+    match = volume._match
+
+    def as_if_never_halved(*inputs):
+        found = match(*inputs[:5])
+        return replace(found, cues=found.cues[..., : 2 * volume.groups]) if len(inputs) > 5 else found
+
+    monkeypatch.setattr(volume, "_match", as_if_never_halved)
     same = extended.render(example.source, example.target.cameras).rgb
     torch.testing.assert_close(same, expected, atol=1e-5, rtol=0)
 

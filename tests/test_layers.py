@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "idnerf"
 LEVELS = [
     {"errors", "processors"},
     {"types", "hub"},
-    {"geometry", "checkpoint", "allocator", "ranks"},
+    {"geometry", "checkpoint", "allocator", "ranks", "compiled"},
     {"rendering"},
     {"models", "priors", "data"},
     {"arrays", "evaluation", "video"},
@@ -36,6 +36,8 @@ ADAPTERS = {
     "huggingface_hub": "hub.py",
     "torchvision": "evaluation/lpips.py",
     "viser": "viewer/server.py",
+    "numba": "compiled/kernels.py",
+    "llvmlite": "compiled/kernels.py",
 }
 
 
@@ -102,6 +104,7 @@ def test_help_and_version_load_nothing_heavy():
 
 def test_the_commands_load_no_prior_and_no_viewer():
     heavy = ["diffusers", "transformers", "accelerate", "viser", "pycolmap", "skimage", "matplotlib", "tensorboard"]
+    heavy += ["numba"]
     modules = ["commands.render", "commands.evaluate", "commands.demo", "models.idnerf", "arrays", "config"]
     imports = "; ".join(f"import idnerf.{module}" for module in modules)
     code = f"import sys; {imports}; print([m for m in {heavy} if m in sys.modules])"

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from idnerf.compiled import dispatch
 from idnerf.models.activation import Activation, activate, start_at_unit_gain
 from idnerf.models.plane_conv import PlaneConv
 
@@ -49,6 +50,20 @@ def normalize_groups(
     """
     grouped = (x - x.mean((1, 2), keepdim=True)).unflatten(-1, (groups, -1))
     return (grouped * torch.rsqrt(grouped.square().sum(-1, keepdim=True) + 1e-6)).flatten(-2)
+
+
+def matching_map(
+    features: Float[Tensor, "image channel height width"],
+    groups: int,
+    images: Float[Tensor, "image 3 height width"] | None = None,
+) -> Float[Tensor, "image height width value"]:
+    """The channels-last map of these features (``normalize_groups``) and of the images' colours, in float32."""
+    features = features.permute(0, 2, 3, 1)
+    colours = None if images is None else images.permute(0, 2, 3, 1)
+    if dispatch.usable(features, *([] if colours is None else [colours])):
+        return dispatch.normalize_groups(features, groups, colours)
+    normalized = normalize_groups(features.float(), groups)
+    return normalized if colours is None else torch.cat([normalized, colours], -1)
 
 
 @dataclass(frozen=True)
@@ -153,7 +168,7 @@ class FeaturePyramid(nn.Module):
 
     def _coarse(self, s2: Tensor) -> Float[Tensor, "image height4 width4 coarse_channel"]:
         """The coarse map of these."""
-        return normalize_groups(self.coarse_head(activate(s2)).permute(0, 2, 3, 1).float(), self.coarse_groups)
+        return matching_map(self.coarse_head(activate(s2)), self.coarse_groups)
 
     def _contract(self, x: Float[Tensor, "image 3 height width"]) -> tuple[Tensor, ...]:
         """The photo padded to a multiple of the stride, then features at 1, 1/2, 1/4, and at 1/8 with 1/16 in them."""
@@ -174,13 +189,10 @@ class FeaturePyramid(nn.Module):
         s2 = self._up_to_coarse(s2, s3)
         s1 = self.up1(s1 + upsample2(self.lateral1(activate(s2))))
         s0 = s0 + upsample2(self.lateral0(activate(s1)))
-        fine = self.fine_head(s0).permute(0, 2, 3, 1).float()
-        fine = torch.cat([normalize_groups(fine, self.fine_groups), x.permute(0, 2, 3, 1)], -1)
-        maps = (self._coarse(s2), fine)
+        maps = (self._coarse(s2), matching_map(self.fine_head(s0), self.fine_groups, x))
         if self.middle_head is None:
             return maps
-        middle = normalize_groups(self.middle_head(s1).permute(0, 2, 3, 1).float(), self.middle_groups)
-        return *maps, torch.cat([middle, F.avg_pool2d(x, 2).permute(0, 2, 3, 1)], -1)
+        return *maps, matching_map(self.middle_head(s1), self.middle_groups, F.avg_pool2d(x, 2))
 
 
 def halve(images: Float[Tensor, "image 3 height width"]) -> Float[Tensor, "image 3 height2 width2"]:

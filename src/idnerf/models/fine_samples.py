@@ -13,17 +13,19 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from idnerf.compiled import dispatch
+from idnerf.compiled.dispatch import CompositedRays, RayNetwork
 from idnerf.geometry.cameras import crop
 from idnerf.geometry.projection import frustum_homography, homography_rays
 from idnerf.geometry.rays import pixel_centers
-from idnerf.models.activation import Activation, activate
+from idnerf.models.activation import SLOPE, Activation, activate
 from idnerf.models.feature_pyramid import PyramidFeatures, start_at_zero
 from idnerf.models.frustum_volume import DepthDistribution, VoxelLookup
 from idnerf.models.middle_stage import MiddleOutput
-from idnerf.models.view_matching import look_up_views, masked_mean, pair_similarity
+from idnerf.models.view_matching import Matching, match_views
 from idnerf.rendering.compositing import alphas_without_intervals, compositing_weights
 from idnerf.rendering.sampling import sample_histogram
 from idnerf.types import Cameras
@@ -199,58 +201,67 @@ class FineSamples(nn.Module):
         of_voxels = voxels.at(pixels, positions)
         positions = positions.flatten(2)  # batch sample ray
         near, far = target.near[:, None, None], target.far[:, None, None]
-        looked_up, seen = self._look_up(features, source, target, 1 / near + positions * (1 / far - 1 / near))
-        visibility = seen.to(looked_up.dtype)[..., None]
-
-        # photos take no gradient: cut off here, nothing of the size of all samples flows back through colours
-        matched, colours = looked_up[..., : self.fine_channels], looked_up[..., self.fine_channels :].detach()
-        mean_colour = masked_mean(colours, visibility)
-        colour_spread = masked_mean(colours.square(), visibility) - mean_colour.square()
-        similarity = pair_similarity(matched, seen, self.groups)
+        found = self._match(features, source, target, 1 / near + positions * (1 / far - 1 / near))
         order = torch.arange(samples, device=positions.device, dtype=positions.dtype).add(0.5).div(samples)
         order = order[None, :, None].expand_as(positions).reshape(len(positions), -1, 1)
-        along = positions.flatten(1)[..., None]
-        cues = torch.cat(
-            [
-                similarity,
-                masked_mean(matched, visibility),
-                mean_colour,
-                colour_spread * 4,
-                of_voxels,
-                visibility.mean(1),
-                along,
-                order,
-            ],
-            -1,
-        )
+        cues = torch.cat([found.cues, of_voxels, found.share, positions.flatten(1)[..., None], order], -1)
         tokens = self.embed(cues).unflatten(1, (samples, -1))
         if middle_cues is not None:
             assert self.from_middle is not None
             tokens = tokens + self.from_middle(middle_cues).view_as(tokens)
         if ray_cue is not None:
             tokens = tokens + ray_cue.flatten(1, 2)[:, None]
-        tokens = self.attention(self._mix_over_tile(tokens, size))
-        agreement = similarity[..., : self.groups].mean(-1).unflatten(1, (samples, -1))
-        sigmas = F.softplus(self.density(tokens)[..., 0].float() + self.similarity_gain * agreement)
-        weights, opacity = closed_ray_weights(sigmas.transpose(1, 2))  # batch ray sample
-        weights = weights.transpose(1, 2)
-
-        position = (weights * positions).sum(1)
-        variance = (weights * (positions - position[:, None]).square()).sum(1)
+        tokens = self._mix_over_tile(tokens, size)
+        rays = self._composite(tokens, found, positions)
 
         def as_image(values: Tensor) -> Tensor:
             """[... ray channel] to an image, channels last in memory."""
             return values.unflatten(-2, size).movedim(-1, -3)
 
-        views = [composite_along_ray(weights[:, None], x.unflatten(2, (samples, -1))) for x in (matched, colours)]
-        in_view = (weights[:, None] * visibility.flatten(2).unflatten(2, (samples, -1))).sum(2)
         return FineOutput(
-            views=as_image(torch.cat([*views, in_view[..., None]], -1)),
-            tokens=as_image(composite_along_ray(weights, tokens)),
-            position=position.unflatten(1, size),
-            spread=(variance + 1e-8).sqrt().unflatten(1, size),
-            opacity=opacity.unflatten(1, size),
+            views=as_image(rays.views),
+            tokens=as_image(rays.tokens),
+            position=rays.position.unflatten(1, size),
+            spread=rays.spread.unflatten(1, size),
+            opacity=rays.opacity.unflatten(1, size),
         )
+
+    def _composite(
+        self,
+        tokens: Float[Tensor, "batch sample ray channel"],
+        found: Matching,
+        positions: Float[Tensor, "batch sample ray"],
+    ) -> CompositedRays:
+        """Attention along every ray, density, and the weighted sums over its samples."""
+        assert found.values is not None
+        samples = tokens.shape[1]
+        agreement = found.agreement.unflatten(1, (samples, -1))
+        if dispatch.usable(tokens, found.values) and samples < MANY_SAMPLES:
+            return dispatch.composite_rays(self._ray_network(), tokens, agreement, positions, found.values, found.seen)
+        tokens = self.attention(tokens)
+        sigmas = F.softplus(self.density(tokens)[..., 0].float() + self.similarity_gain * agreement)
+        weights, opacity = closed_ray_weights(sigmas.transpose(1, 2))  # batch ray sample
+        weights = weights.transpose(1, 2)
+        position = (weights * positions).sum(1)
+        variance = (weights * (positions - position[:, None]).square()).sum(1)
+        # photos take no gradient: cut off here, nothing of the size of all samples flows back through colours
+        features, colours = found.values[..., : self.fine_channels], found.values[..., self.fine_channels :].detach()
+        parts = (features, colours, found.seen.to(features.dtype)[..., None])
+        views = [composite_along_ray(weights[:, None], part.unflatten(2, (samples, -1))) for part in parts]
+        return CompositedRays(
+            torch.cat(views, -1),
+            composite_along_ray(weights, tokens),
+            position,
+            (variance + 1e-8).sqrt(),
+            opacity,
+        )
+
+    def _ray_network(self) -> RayNetwork:
+        """What a ray's tokens go through."""
+        attention, (hidden, _, density) = self.attention, self.density
+        assert isinstance(hidden, nn.Linear) and isinstance(density, nn.Linear)
+        layers = (attention.norm, attention.to_qkv, attention.out, hidden, density)
+        return RayNetwork(attention.heads, *layers, self.similarity_gain, SLOPE)
 
     def _draw(
         self,
@@ -277,20 +288,18 @@ class FineSamples(nn.Module):
             positions = positions.transpose(1, 2).unflatten(-1, size)
             return positions, torch.zeros_like(positions, dtype=torch.long)
 
-    def _look_up(
+    def _match(
         self,
         features: PyramidFeatures,
         source: Cameras,
         target: Cameras,
         inverse_depth: Float[Tensor, "batch sample ray"],
-    ) -> tuple[
-        Float[Tensor, "batch view point channel"],
-        Bool[Tensor, "batch view point"],
-    ]:
-        """Features and colour in every view, and visibility."""
+    ) -> Matching:
+        """Features and colours in every view, compared."""
         A, b = frustum_homography(target, source)
         rays = homography_rays(A, pixel_centers(target.size, target.device).reshape(-1, 2))
-        return look_up_views(features.fine, source.size, rays, b, inverse_depth, 1)
+        channels, groups = self.fine_channels, self.groups
+        return match_views(features.fine, source.size, rays, b, inverse_depth, 1, channels, groups, keep_values=True)
 
     def _mix_over_tile(
         self, tokens: Float[Tensor, "batch sample ray channel"], size: tuple[int, int]

@@ -15,12 +15,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from idnerf.compiled import dispatch
 from idnerf.geometry.projection import frustum_homography, homography_rays, trilinear_lookup
 from idnerf.geometry.rays import pixel_centers
 from idnerf.models.activation import activate
 from idnerf.models.feature_pyramid import PyramidFeatures, ResidualBlock
 from idnerf.models.plane_conv import PlaneConv
-from idnerf.models.view_matching import look_up_views, masked_mean_and_variance, pair_similarity
+from idnerf.models.view_matching import Matching, match_views
 from idnerf.rendering.sampling import inverse_depth_planes
 from idnerf.types import Cameras
 
@@ -56,7 +57,10 @@ class VoxelLookup:
         self, pixels: Float[Tensor, "height width 2"], positions: Float[Tensor, "batch sample height width"]
     ) -> Float[Tensor, "batch point channel"]:
         """At ``pixels`` of the full-resolution tile and ``positions`` in [0, 1] of inverse depth, sample by sample."""
-        cell = (pixels / FrustumVolume.scale).expand(*positions.shape, 2)
+        cell = pixels / FrustumVolume.scale
+        if dispatch.usable(self.cells, positions):
+            return dispatch.look_up_voxels(self.cells, cell.flatten(0, 1), positions.flatten(2))
+        cell = cell.expand(*positions.shape, 2)
         where = torch.cat([cell, (positions * self.planes)[..., None]], -1)
         return trilinear_lookup(self.cells, where.flatten(1, 3))
 
@@ -90,7 +94,7 @@ class FrustumVolume(nn.Module):
 
     def __init__(self, coarse_channels: int, coarse_groups: int, widths: tuple[int, ...], feature_channels: int):
         super().__init__()
-        self.groups = coarse_groups
+        self.channels, self.groups = coarse_channels, coarse_groups
         # pair similarity (mean, max), colour-like mean features, their spread per group, share of views that see it
         self.embed = nn.Linear(2 * coarse_groups + coarse_channels + coarse_groups + 2, widths[0])
         self.unet = VolumeUNet(widths)
@@ -128,32 +132,17 @@ class FrustumVolume(nn.Module):
         chunk = planes if torch.is_grad_enabled() else PLANES_PER_CHUNK
         embedded, similarities = [], []
         for part in inverse_depths.split(chunk, dim=1):
-            cues = self._match(features, source, rays, b, part)
-            tokens = self.embed(cues)
-            similarity = self.similarity_gain * cues[..., : self.groups].mean(-1)
+            found = self._match(features, source, rays, b, part)
+            tokens, similarity = self.embed(found.cues), self.similarity_gain * found.agreement
             for number, (layer, gain) in enumerate(zip(self.from_halved, self.halved_gains, strict=True)):
-                halved = self._match_halved(features, source, rays, b, part, number)
-                tokens = tokens + layer(halved)
-                similarity = similarity + gain * halved[..., : self.groups].mean(-1)
+                halved = self._match(features, source, rays, b, part, number + 1)
+                tokens = tokens + layer(halved.cues)
+                similarity = similarity + gain * halved.agreement
             embedded.append(tokens.unflatten(1, (-1, height4, width4)))
             similarities.append(similarity.unflatten(1, (-1, height4, width4)))
         x = self.head(activate(self.unet(torch.cat(embedded, 1).permute(0, 4, 1, 2, 3))))
         logits = x[:, 0].float() + torch.cat(similarities, 1)
         return DepthDistribution(F.log_softmax(logits, dim=1), x[:, 1:].float())
-
-    def _match_halved(
-        self,
-        features: PyramidFeatures,
-        source: Cameras,
-        rays: Float[Tensor, "batch view pixel 3"],
-        b: Float[Tensor, "batch view 3"],
-        inverse_depths: Float[Tensor, "batch plane"],
-        number: int,
-    ) -> Float[Tensor, "batch point twice_groups"]:
-        """Pair similarity on the photos halved ``number`` + 1 times."""
-        maps, scale = features.halved[number], self.scale * 2 ** (number + 1)
-        looked_up, seen = look_up_views(maps, source.size, rays, b, inverse_depths[..., None], scale)
-        return pair_similarity(looked_up, seen, self.groups)
 
     def _match(
         self,
@@ -162,19 +151,10 @@ class FrustumVolume(nn.Module):
         rays: Float[Tensor, "batch view pixel 3"],
         b: Float[Tensor, "batch view 3"],
         inverse_depths: Float[Tensor, "batch plane"],
-    ) -> Float[Tensor, "batch point cue"]:
-        view = rays.shape[1]
-        looked_up, seen = look_up_views(features.coarse, source.size, rays, b, inverse_depths[..., None], self.scale)
-        mean, variance = masked_mean_and_variance(looked_up, seen)
-        spread = variance.unflatten(-1, (self.groups, -1)).sum(-1)
-        count = seen.sum(1, dtype=mean.dtype)[..., None]
-        return torch.cat(
-            [
-                pair_similarity(looked_up, seen, self.groups),
-                mean,
-                spread,
-                count / view,
-                (count >= 2).to(mean.dtype),
-            ],
-            -1,
-        )
+        halvings: int = 0,
+    ) -> Matching:
+        """On the photos; on those halved so often, similarity alone."""
+        maps = features.halved[halvings - 1] if halvings else features.coarse
+        scale, channels, groups = self.scale * 2**halvings, self.channels, self.groups
+        depths, alone = inverse_depths[..., None], halvings > 0
+        return match_views(maps, source.size, rays, b, depths, scale, channels, groups, only_similarity=alone)

@@ -19,7 +19,7 @@ from idnerf.geometry.rays import pixel_centers
 from idnerf.models.activation import activate
 from idnerf.models.feature_pyramid import PyramidFeatures, ResidualBlock, start_at_zero
 from idnerf.models.frustum_volume import DepthDistribution, VoxelLookup
-from idnerf.models.view_matching import look_up_views, masked_mean, pair_similarity
+from idnerf.models.view_matching import match_views
 from idnerf.rendering.sampling import sample_bins, sample_histogram
 from idnerf.types import Cameras
 
@@ -156,22 +156,17 @@ class MiddleStage(nn.Module):
         assert features.middle is not None
         near, far = target.near[:, None, None], target.far[:, None, None]
         inverse_depths = 1 / near + positions.flatten(2) * (1 / far - 1 / near)
-        looked_up, seen = look_up_views(features.middle, source.size, rays, b, inverse_depths, self.scale)
-        visibility = seen.to(looked_up.dtype)[..., None]
-        matched, colours = looked_up[..., : self.channels], looked_up[..., self.channels :].detach()
-        mean_colour = masked_mean(colours, visibility)
-        similarity = pair_similarity(matched, seen, self.groups)
+        found = match_views(
+            features.middle, source.size, rays, b, inverse_depths, self.scale, self.channels, self.groups
+        )
         cues = [
-            similarity,
-            masked_mean(matched, visibility),
-            mean_colour,
-            (masked_mean(colours.square(), visibility) - mean_colour.square()) * 4,
+            found.cues,
             voxels,
-            visibility.mean(1),
+            found.share,
             positions.flatten(1)[..., None],
             (bin_widths.flatten(1)[..., None] + 1e-4).log() * 0.2,
         ]
-        return torch.cat(cues, -1), similarity[..., : self.groups].mean(-1)
+        return torch.cat(cues, -1), found.agreement
 
     def _mix(
         self, x: Float[Tensor, "batch channel bin height2 width2"]

@@ -4,12 +4,91 @@ Group-wise correlation: Guo et al., GwcNet (arXiv 1903.04025); pair averages ove
 """
 
 import itertools
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from idnerf.compiled import dispatch
 from idnerf.geometry.projection import bilinear_lookup, safe_depth, visible
+
+
+@dataclass(frozen=True)
+class Matching:
+    """What the source views say about points.
+
+    Attributes:
+        cues: for a linear layer: pair similarity (mean, maximum); unless it is all that was asked for, the views' mean
+            of everything looked up and how far apart they are (with colours the colours' variance times 4; without them
+            the features' by group, the share of views that see the point, and whether two do).
+        agreement: mean pair similarity over the groups.
+        seen: whether a view sees the point.
+        values: everything looked up, view by view; None unless it was asked for.
+    """
+
+    cues: Float[Tensor, "batch point cue"]
+    agreement: Float[Tensor, "batch point"]
+    seen: Bool[Tensor, "batch view point"]
+    values: Float[Tensor, "batch view point value"] | None = None
+
+    @property
+    def share(self) -> Float[Tensor, "batch point 1"]:
+        """Of the views, those that see the point."""
+        return self.seen.to(self.cues.dtype).mean(1)[..., None]
+
+
+def match_views(
+    maps: Float[Tensor, "batch view map_height map_width value"],
+    size: tuple[int, int],
+    rays: Float[Tensor, "batch view pixel 3"],
+    b: Float[Tensor, "batch view 3"],
+    inverse_depths: Float[Tensor, "batch sample #pixel"],
+    scale: int,
+    channels: int,
+    groups: int,
+    *,
+    only_similarity: bool = False,
+    keep_values: bool = False,
+) -> Matching:
+    """Look points up in every view (``look_up_views``) and compare what is found.
+
+    Without gradients, on a CPU and with numba installed, point by point in compiled code.
+
+    Args:
+        maps: ``channels`` features in ``groups`` of unit length, then the colour or nothing.
+    """
+    if dispatch.usable(maps, rays):
+        found = dispatch.match(
+            maps,
+            size,
+            rays,
+            b,
+            inverse_depths,
+            scale,
+            channels,
+            groups,
+            only_similarity=only_similarity,
+            keep_values=keep_values,
+        )
+        return Matching(*found)
+    values, seen = look_up_views(maps, size, rays, b, inverse_depths, scale)
+    features = values[..., :channels]
+    similarity = pair_similarity(features, seen, groups)
+    cues = [similarity]
+    if not only_similarity and maps.shape[-1] > channels:
+        # photos take no gradient: cut off here, nothing of the size of all samples flows back through colours
+        colours, visibility = values[..., channels:].detach(), seen.to(values.dtype)[..., None]
+        mean_colour = masked_mean(colours, visibility)
+        variance = masked_mean(colours.square(), visibility) - mean_colour.square()
+        cues += [masked_mean(features, visibility), mean_colour, variance * 4]
+    elif not only_similarity:
+        mean, variance = masked_mean_and_variance(features, seen)
+        spread = variance.unflatten(-1, (groups, -1)).sum(-1)
+        count = seen.sum(1, dtype=mean.dtype)[..., None]
+        cues += [mean, spread, count / seen.shape[1], (count >= 2).to(mean.dtype)]
+    agreement = similarity[..., :groups].mean(-1)
+    return Matching(torch.cat(cues, -1), agreement, seen, values if keep_values else None)
 
 
 def look_up_views(

@@ -1,0 +1,559 @@
+"""The cascade's inner loops, compiled for the processor at hand by numba (`pip install "idnerf[cpu]"`).
+
+What PyTorch computes in thirty passes over buffers of megabytes, these compute point by point in registers. Their inner
+loops are over channels, whose number is known when a kernel is compiled: ``Vector`` is a value of that many float32,
+which LLVM maps to the processor's own vectors. Written out because numba's own loops over arrays must assume that one
+array may overlap the other, and are several times slower (benchmarks/NOTES.md).
+
+This is the only file that imports numba, and it is imported when the first view is rendered. All of it is one file
+because numba's cache of compiled kernels is renewed when this file changes.
+"""
+
+import functools
+import math
+from typing import Any, no_type_check
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic, models, register_model
+
+FLAGS = ("contract", "reassoc", "nsz")
+"""Freedom given to the compiler: sums in any order and fused multiply-adds, but numbers that are not finite stay so."""
+FLOAT, INT = ir.FloatType(), ir.IntType(32)
+
+
+class Vector(types.Type):
+    """``length`` float32 numbers in registers."""
+
+    def __init__(self, length: int):
+        self.length = length
+        super().__init__(f"Vector({length})")
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    @no_type_check
+    def __init__(self, manager, vector):
+        super().__init__(manager, vector, ir.VectorType(FLOAT, vector.length))
+
+
+def _shuffle(builder: Any, value: Any, lanes: list[int]) -> Any:
+    undefined = ir.Constant(value.type, ir.Undefined)
+    return builder.shuffle_vector(value, undefined, ir.Constant(ir.VectorType(INT, len(lanes)), lanes))
+
+
+def _spread(builder: Any, number: Any, length: int) -> Any:
+    undefined = ir.Constant(ir.VectorType(FLOAT, length), ir.Undefined)
+    return _shuffle(builder, builder.insert_element(undefined, number, INT(0)), [0] * length)
+
+
+def _constant(number: float, length: int) -> Any:
+    return ir.Constant(ir.VectorType(FLOAT, length), [float(np.float32(number))] * length)
+
+
+def _address(context: Any, builder: Any, array_type: Any, array: Any, index: Any, vector: Any) -> Any:
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
+
+
+def _elementwise(build: Any) -> Any:
+    """An operation on vectors of one length."""
+
+    @intrinsic
+    @no_type_check
+    def operation(typing_context, first, second):
+        def generate(context, builder, signature, arguments):
+            return build(builder, *arguments)
+
+        return first(first, second), generate
+
+    return operation
+
+
+add = _elementwise(lambda builder, a, b: builder.fadd(a, b, flags=FLAGS))
+subtract = _elementwise(lambda builder, a, b: builder.fsub(a, b, flags=FLAGS))
+multiply = _elementwise(lambda builder, a, b: builder.fmul(a, b, flags=FLAGS))
+divide = _elementwise(lambda builder, a, b: builder.fdiv(a, b, flags=FLAGS))
+larger = _elementwise(lambda builder, a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
+
+
+@intrinsic(prefer_literal=True)
+@no_type_check
+def load(typing_context, array, index, length):
+    """``array[index : index + length]``. An array of uint16 is taken for the upper halves of float32, bfloat16."""
+    count = length.literal_value
+
+    def generate(context, builder, signature, arguments):
+        halves = array.dtype == types.uint16
+        vector = ir.VectorType(ir.IntType(16) if halves else FLOAT, count)
+        address = _address(context, builder, signature.args[0], arguments[0], arguments[1], vector)
+        value = builder.load(address, align=2 if halves else 4)
+        if not halves:
+            return value
+        wide = ir.VectorType(INT, count)
+        value = builder.shl(builder.zext(value, wide), ir.Constant(wide, [16] * count))
+        return builder.bitcast(value, ir.VectorType(FLOAT, count))
+
+    return Vector(count)(array, types.intp, length), generate
+
+
+@intrinsic
+@no_type_check
+def store(typing_context, array, index, value):
+    """``array[index : index + length] = value``, float32."""
+
+    def generate(context, builder, signature, arguments):
+        vector = arguments[2].type
+        address = _address(context, builder, signature.args[0], arguments[0], arguments[1], vector)
+        builder.store(arguments[2], address, align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, value), generate
+
+
+@intrinsic(prefer_literal=True)
+@no_type_check
+def filled(typing_context, number, length):
+    """``length`` times the same number."""
+    count = length.literal_value
+
+    def generate(context, builder, signature, arguments):
+        return _spread(builder, arguments[0], count)
+
+    return Vector(count)(types.float32, length), generate
+
+
+@intrinsic
+@no_type_check
+def scale(typing_context, value, number):
+    def generate(context, builder, signature, arguments):
+        return builder.fmul(arguments[0], _spread(builder, arguments[1], value.length), flags=FLAGS)
+
+    return value(value, types.float32), generate
+
+
+@intrinsic
+@no_type_check
+def add_scaled(typing_context, total, value, number):
+    """``total + number * value``."""
+
+    def generate(context, builder, signature, arguments):
+        scaled = builder.fmul(arguments[1], _spread(builder, arguments[2], value.length), flags=FLAGS)
+        return builder.fadd(arguments[0], scaled, flags=FLAGS)
+
+    return value(value, value, types.float32), generate
+
+
+@intrinsic(prefer_literal=True)
+@no_type_check
+def group_sums(typing_context, value, groups):
+    """Sums of so many runs of equal length."""
+    count = groups.literal_value
+    run = value.length // count
+
+    def generate(context, builder, signature, arguments):
+        total = _shuffle(builder, arguments[0], [group * run for group in range(count)])
+        for step in range(1, run):
+            part = _shuffle(builder, arguments[0], [group * run + step for group in range(count)])
+            total = builder.fadd(total, part, flags=FLAGS)
+        return total
+
+    return Vector(count)(value, groups), generate
+
+
+@intrinsic(prefer_literal=True)
+@no_type_check
+def lanes(typing_context, value, first, last):
+    """``value[first:last]``."""
+    start, stop = first.literal_value, last.literal_value
+
+    def generate(context, builder, signature, arguments):
+        return _shuffle(builder, arguments[0], list(range(start, stop)))
+
+    return Vector(stop - start)(value, first, last), generate
+
+
+@intrinsic(prefer_literal=True)
+@no_type_check
+def repeated(typing_context, value, times):
+    """Every lane so many times in a row: what ``group_sums`` took together."""
+    count = times.literal_value
+
+    def generate(context, builder, signature, arguments):
+        return _shuffle(builder, arguments[0], [lane for lane in range(value.length) for _ in range(count)])
+
+    return Vector(value.length * count)(value, times), generate
+
+
+@intrinsic
+@no_type_check
+def square_root(typing_context, value):
+    def generate(context, builder, signature, arguments):
+        vector, name = arguments[0].type, f"llvm.sqrt.v{value.length}f32"
+        root = builder.module.globals.get(name) or ir.Function(builder.module, ir.FunctionType(vector, [vector]), name)
+        return builder.call(root, arguments)
+
+    return value(value), generate
+
+
+def _reduction(build: Any) -> Any:
+    """From a vector to one number, by halves."""
+
+    @intrinsic
+    @no_type_check
+    def operation(typing_context, value):
+        def generate(context, builder, signature, arguments):
+            parts = [arguments[0]]
+            while len(parts) > 1 or parts[0].type.count > 1:
+                length = parts[0].type.count
+                if length % 2:  # one lane after the other
+                    taken = [builder.extract_element(parts[0], INT(lane)) for lane in range(length)]
+                    return functools.reduce(lambda a, b: build(builder, a, b), taken)
+                half = length // 2
+                low, high = (_shuffle(builder, parts[0], list(range(i * half, (i + 1) * half))) for i in (0, 1))
+                parts = [build(builder, low, high)]
+            return builder.extract_element(parts[0], INT(0))
+
+        return types.float32(value), generate
+
+    return operation
+
+
+sum_of = _reduction(lambda builder, a, b: builder.fadd(a, b, flags=FLAGS))
+largest_of = _reduction(lambda builder, a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
+
+LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440e-4
+EXPONENTIAL = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+"""Of exp(r) = 1 + r + r^2 P(r) for |r| < ln 2 / 2, highest power first (Cephes' expf, relative error 2e-7)."""
+
+
+@intrinsic
+@no_type_check
+def exponential(typing_context, value):
+    """e to the power of every lane, which are cut off at +-80."""
+
+    def generate(context, builder, signature, arguments):
+        length = value.length
+        vector, whole = ir.VectorType(FLOAT, length), ir.VectorType(INT, length)
+
+        def constant(number):
+            return _constant(number, length)
+
+        x = arguments[0]
+        x = builder.select(builder.fcmp_ordered(">", x, constant(80.0)), constant(80.0), x)
+        x = builder.select(builder.fcmp_ordered("<", x, constant(-80.0)), constant(-80.0), x)
+        # x = n ln 2 + r; adding half and truncating after a shift into the positive is floor
+        shifted = builder.fadd(builder.fmul(x, constant(1 / math.log(2))), constant(128.5))
+        n = builder.sub(builder.fptosi(shifted, whole), ir.Constant(whole, [128] * length))
+        as_float = builder.sitofp(n, vector)
+        r = builder.fsub(x, builder.fmul(as_float, constant(LN2_HIGH)))
+        r = builder.fsub(r, builder.fmul(as_float, constant(LN2_LOW)))
+        polynomial = constant(EXPONENTIAL[0])
+        for coefficient in EXPONENTIAL[1:]:
+            polynomial = builder.fadd(builder.fmul(polynomial, r, flags=FLAGS), constant(coefficient), flags=FLAGS)
+        squared = builder.fmul(r, r)
+        result = builder.fadd(
+            builder.fmul(polynomial, squared, flags=FLAGS), builder.fadd(r, constant(1.0)), flags=FLAGS
+        )
+        power = builder.shl(builder.add(n, ir.Constant(whole, [127] * length)), ir.Constant(whole, [23] * length))
+        return builder.fmul(result, builder.bitcast(power, vector))
+
+    return value(value), generate
+
+
+def _compile(function: Any) -> Any:
+    """Compiled at its first call, without Python's lock; kept on disk where there is a place for it."""
+    options = {"nogil": True, "fastmath": set(FLAGS), "error_model": "numpy"}
+    try:
+        return njit(**options, cache=True)(function)
+    except RuntimeError:  # neither beside this file nor in the user's cache folder
+        return njit(**options)(function)
+
+
+F32 = np.float32
+
+
+@functools.cache
+@no_type_check
+def row_sum_kernel(channels: int):
+    """Sums of the rows [first, last) of a map [row, column, channel]: ``sums`` [row, channel]."""
+
+    @no_type_check
+    def kernel(features, columns, first, last, sums):
+        for row in range(first, last):
+            total = filled(F32(0), channels)
+            for pixel in range(row * columns, (row + 1) * columns):
+                total = add(total, load(features, pixel * channels, channels))
+            store(sums, row * channels, total)
+
+    return _compile(kernel)
+
+
+@functools.cache
+@no_type_check
+def unit_length_kernel(channels: int, groups: int, colours: int):
+    """Features of pixels [first, last) centred and scaled to unit length by group, then their colour, into ``out``."""
+    run = channels // groups
+
+    @no_type_check
+    def kernel(features, mean, colour, first, last, out):
+        center = load(mean, 0, channels)
+        for pixel in range(first, last):
+            apart = subtract(load(features, pixel * channels, channels), center)
+            squares = add(group_sums(multiply(apart, apart), groups), filled(F32(1e-6), groups))
+            unit = divide(apart, repeated(square_root(squares), run))
+            at = pixel * (channels + colours)
+            store(out, at, unit)
+            for number in range(colours):
+                out[at + channels + number] = colour[pixel * colours + number]
+
+    return _compile(kernel)
+
+
+@functools.cache
+@no_type_check
+def match_kernel(channels: int, groups: int, colours: int, only_similarity: bool):
+    """Projection, lookup and matching of points [first, last) of [sample, pixel]; arrays are flat.
+
+    Writes, a point: the cues of ``matching.Matching`` (group similarities mean and best; unless ``only_similarity``,
+    also means, and spreads of the groups or of the colours), their agreement, and per view visibility and values.
+    """
+    values_count = channels + colours
+    coloured = colours > 0
+    cues_count = 2 * groups + (0 if only_similarity else values_count + (colours if coloured else groups + 2))
+
+    @no_type_check
+    def kernel(
+        maps, views, height, width, rays, origins, inverse_depths, pixels, per_pixel, photo_width, photo_height,
+        map_scale, points, first, last, cues, agreement, seen, values,
+    ):  # fmt: skip
+        right = values_count if width > 1 else 0
+        below = width * values_count if height > 1 else 0
+        last_u, last_v = F32(width - 1), F32(height - 1)
+        most_u, most_v = max(width - 2, 0), max(height - 2, 0)
+        keep = values.size > 1
+        buffer = np.empty(views * values_count, F32)
+        sees = np.empty(views, np.bool_)
+        for point in range(first, last):
+            sample = point // pixels
+            pixel = point - sample * pixels
+            inverse_depth = inverse_depths[point if per_pixel else sample]
+            count = 0
+            for view in range(views):
+                ray, origin = 3 * (view * pixels + pixel), 3 * view
+                x = rays[ray] + origins[origin] * inverse_depth
+                y = rays[ray + 1] + origins[origin + 1] * inverse_depth
+                z = rays[ray + 2] + origins[origin + 2] * inverse_depth
+                safe = max(z, F32(1e-6)) if z >= 0 else min(z, F32(-1e-6))
+                u, v = x / safe, y / safe
+                inside = z > 0 and u >= 0 and u < photo_width and v >= 0 and v < photo_height
+                sees[view] = inside
+                seen[view * points + point] = inside
+                count += inside
+                u, v = u / map_scale - F32(0.5), v / map_scale - F32(0.5)
+                u = min(u, last_u) if u > 0 else F32(0)  # 0 also where u is no number
+                v = min(v, last_v) if v > 0 else F32(0)
+                left, top = min(int(u), most_u), min(int(v), most_v)
+                fu, fv = u - F32(left), v - F32(top)
+                at = ((view * height + top) * width + left) * values_count
+                row = scale(load(maps, at, values_count), (F32(1) - fu) * (F32(1) - fv))
+                row = add_scaled(row, load(maps, at + right, values_count), fu * (F32(1) - fv))
+                row = add_scaled(row, load(maps, at + below, values_count), (F32(1) - fu) * fv)
+                row = add_scaled(row, load(maps, at + right + below, values_count), fu * fv)
+                store(buffer, view * values_count, row)
+                if keep:
+                    store(values, (view * points + point) * values_count, row)
+            total = filled(F32(0), groups)
+            best = filled(F32(-1e30), groups)
+            pairs = 0
+            for one in range(views):
+                if sees[one]:
+                    mine = load(buffer, one * values_count, channels)
+                    for other in range(one + 1, views):
+                        if sees[other]:
+                            pairs += 1
+                            theirs = load(buffer, other * values_count, channels)
+                            similarity = group_sums(multiply(mine, theirs), groups)
+                            total = add(total, similarity)
+                            best = larger(best, similarity)
+            if pairs:
+                total = scale(total, F32(1) / F32(pairs))
+            else:
+                best = total
+            agreement[point] = sum_of(total) / F32(groups)
+            out = point * cues_count
+            store(cues, out, total)
+            store(cues, out + groups, best)
+            if not only_similarity:
+                out += 2 * groups
+                share = F32(1) / F32(count if count else views)
+                mean = filled(F32(0), values_count)
+                for view in range(views):
+                    if sees[view] or count == 0:
+                        mean = add_scaled(mean, load(buffer, view * values_count, values_count), share)
+                store(cues, out, mean)
+                out += values_count
+                if coloured:
+                    spread = filled(F32(0), colours)
+                    for view in range(views):
+                        if sees[view] or count == 0:
+                            apart = subtract(load(buffer, view * values_count, values_count), mean)
+                            apart = lanes(apart, channels, values_count)
+                            spread = add_scaled(spread, multiply(apart, apart), share)
+                    store(cues, out, scale(spread, F32(4)))
+                else:
+                    spread = filled(F32(0), groups)
+                    for view in range(views):
+                        if sees[view] or count == 0:
+                            apart = subtract(load(buffer, view * values_count, values_count), mean)
+                            spread = add_scaled(spread, group_sums(multiply(apart, apart), groups), share)
+                    store(cues, out, spread)
+                    cues[out + groups] = F32(count) / F32(views)
+                    cues[out + groups + 1] = F32(count >= 2)
+
+    return _compile(kernel)
+
+
+@functools.cache
+@no_type_check
+def voxel_kernel(channels: int):
+    """Trilinear lookup in one volume [plane, height, width, channel] at points [first, last) of [sample, pixel].
+
+    ``cells`` are [pixel, (u, v)] in cells, ``positions`` in [0, 1] over the planes, ``out`` [point, channel].
+    """
+
+    @no_type_check
+    def kernel(volume, planes, height, width, cells, positions, pixels, first, last, out):
+        right = channels if width > 1 else 0
+        down = width * channels if height > 1 else 0
+        most_u, most_v = max(width - 2, 0), max(height - 2, 0)
+        for point in range(first, last):
+            pixel = point % pixels
+            u = min(max(cells[2 * pixel] - F32(0.5), F32(0)), F32(width - 1))
+            v = min(max(cells[2 * pixel + 1] - F32(0.5), F32(0)), F32(height - 1))
+            w = positions[point] * F32(planes) - F32(0.5)
+            w = min(w, F32(planes - 1)) if w > 0 else F32(0)
+            left, top, plane = min(int(u), most_u), min(int(v), most_v), int(w)
+            fu, fv, fw = u - F32(left), v - F32(top), w - F32(plane)
+            at = ((plane * height + top) * width + left) * channels
+            behind = height * width * channels if plane < planes - 1 else 0
+            value = filled(F32(0), channels)
+            for step in range(2):
+                share = fw if step else F32(1) - fw
+                above, under = share * (F32(1) - fv), share * fv
+                value = add_scaled(value, load(volume, at, channels), (F32(1) - fu) * above)
+                value = add_scaled(value, load(volume, at + right, channels), fu * above)
+                value = add_scaled(value, load(volume, at + down, channels), (F32(1) - fu) * under)
+                value = add_scaled(value, load(volume, at + right + down, channels), fu * under)
+                at += behind
+            store(out, point * channels, value)
+
+    return _compile(kernel)
+
+
+@functools.cache
+@no_type_check
+def ray_kernel(width: int, heads: int, head_width: int, hidden: int, samples: int, values_count: int, slope: float):
+    """Attention along the rays [first, last), density, compositing: from tokens to what ``FineOutput`` holds.
+
+    Matrices are [input, output]; ``tokens`` [sample, ray, width] (float32, or bfloat16 as uint16), ``agreement`` and
+    ``positions`` [sample, ray], ``values`` [view, sample, ray, value], ``seen`` [view, sample, ray].
+    """
+    mixed = heads * head_width
+    twice, thrice = 2 * mixed, 3 * mixed  # constants, as lengths must be
+    scoring = F32(head_width**-0.5)
+    slope = F32(slope)
+    per_width = F32(1 / width)
+
+    @no_type_check
+    def kernel(
+        tokens, rays, norm_weight, norm_bias, qkv_weight, qkv_bias, out_weight, out_bias, hidden_weight, hidden_bias,
+        density_weight, density_bias, gain, epsilon, agreement, positions, values, seen, views, first, last,
+        out_views, out_tokens, out_position, out_spread, out_opacity,
+    ):  # fmt: skip
+        queries = np.empty(samples * mixed, F32)
+        keys = np.empty(mixed * samples, F32)  # [channel, sample]
+        contents = np.empty(samples * mixed, F32)
+        shares = np.empty(samples, F32)
+        attended = np.empty(mixed, F32)
+        normed = np.empty(width, F32)
+        enriched = np.empty(samples * width, F32)
+        weights = np.empty(samples, F32)
+        norm_scale, norm_shift = load(norm_weight, 0, width), load(norm_bias, 0, width)
+        qkv_start, out_start = load(qkv_bias, 0, thrice), load(out_bias, 0, width)
+        hidden_start, to_density = load(hidden_bias, 0, hidden), load(density_weight, 0, hidden)
+        for ray in range(first, last):
+            for sample in range(samples):
+                token = load(tokens, (sample * rays + ray) * width, width)
+                apart = subtract(token, filled(sum_of(token) * per_width, width))
+                variance = sum_of(multiply(apart, apart)) * per_width
+                apart = scale(apart, F32(1) / np.sqrt(variance + epsilon))
+                store(normed, 0, add(multiply(apart, norm_scale), norm_shift))
+                qkv = qkv_start
+                for channel in range(width):
+                    qkv = add_scaled(qkv, load(qkv_weight, channel * thrice, thrice), normed[channel])
+                store(queries, sample * mixed, lanes(qkv, 0, mixed))
+                store(attended, 0, lanes(qkv, mixed, twice))
+                for channel in range(mixed):
+                    keys[channel * samples + sample] = attended[channel]
+                store(contents, sample * mixed, lanes(qkv, twice, thrice))
+            for sample in range(samples):
+                for head in range(heads):
+                    scores = filled(F32(0), samples)
+                    for channel in range(head * head_width, (head + 1) * head_width):
+                        asked = queries[sample * mixed + channel] * scoring
+                        scores = add_scaled(scores, load(keys, channel * samples, samples), asked)
+                    scores = exponential(subtract(scores, filled(largest_of(scores), samples)))
+                    store(shares, 0, scale(scores, F32(1) / sum_of(scores)))
+                    mixture = filled(F32(0), head_width)
+                    for answering in range(samples):
+                        content = load(contents, answering * mixed + head * head_width, head_width)
+                        mixture = add_scaled(mixture, content, shares[answering])
+                    store(attended, head * head_width, mixture)
+                token = add(load(tokens, (sample * rays + ray) * width, width), out_start)
+                for channel in range(mixed):
+                    token = add_scaled(token, load(out_weight, channel * width, width), attended[channel])
+                store(enriched, sample * width, token)
+                inner = hidden_start
+                for channel in range(width):
+                    number = enriched[sample * width + channel]
+                    inner = add_scaled(inner, load(hidden_weight, channel * hidden, hidden), number)
+                inner = larger(inner, scale(inner, slope))
+                logit = sum_of(multiply(inner, to_density)) + density_bias
+                weights[sample] = logit + gain * agreement[sample * rays + ray]
+            # alpha = 1 - exp(-softplus(x)) = 1 / (1 + exp(-x))
+            ones = filled(F32(1), samples)
+            alphas = divide(ones, add(ones, exponential(scale(load(weights, 0, samples), F32(-1)))))
+            store(weights, 0, alphas)
+            transmittance = F32(1)
+            for sample in range(samples):
+                alpha = weights[sample]
+                weights[sample] = transmittance * alpha if sample < samples - 1 else transmittance
+                transmittance *= F32(1) - alpha
+            out_opacity[ray] = F32(1) - transmittance
+            position = F32(0)
+            token = filled(F32(0), width)
+            for sample in range(samples):
+                position += weights[sample] * positions[sample * rays + ray]
+                token = add_scaled(token, load(enriched, sample * width, width), weights[sample])
+            store(out_tokens, ray * width, token)
+            out_position[ray] = position
+            variance = F32(0)
+            for sample in range(samples):
+                apart_by = positions[sample * rays + ray] - position
+                variance += weights[sample] * apart_by * apart_by
+            out_spread[ray] = np.sqrt(variance + F32(1e-8))
+            for view in range(views):
+                shown = filled(F32(0), values_count)
+                visibility = F32(0)
+                for sample in range(samples):
+                    at = (view * samples + sample) * rays + ray
+                    shown = add_scaled(shown, load(values, at * values_count, values_count), weights[sample])
+                    if seen[at]:
+                        visibility += weights[sample]
+                out = (view * rays + ray) * (values_count + 1)
+                store(out_views, out, shown)
+                out_views[out + values_count] = visibility
+
+    return _compile(kernel)
