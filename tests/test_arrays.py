@@ -126,3 +126,6 @@ def test_an_unknown_quality_is_refused_by_the_model_too(model, arrays):
     unchecked = inspect.unwrap(IDNeRF.render)  # as it is without the tests' type checks
     with pytest.raises(InputError, match="expected quality 'full' or 'fast', got 'Full'"):
         unchecked(model, Views(arrays["images"], source), source[0], quality="Full")
+    features = model.encode(Views(arrays["images"], source)[None])
+    with pytest.raises(InputError, match="expected quality 'full' or 'fast', got 'Full'"):
+        inspect.unwrap(IDNeRF.render_target)(model, features, source[:1], quality="Full")

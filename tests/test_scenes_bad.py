@@ -241,6 +241,13 @@ def test_json_that_is_none(tmp_path):
     assert "expected an object" in message(tmp_path)
 
 
+def test_blender_with_near_zero_is_refused_not_taken_for_absent(tmp_path):
+    write_blender(tmp_path, SQUARE)
+    path = next(tmp_path.glob("transforms*.json"))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "near": 0}))
+    assert "expected 0 < near < far" in message(tmp_path)
+
+
 def test_blender_without_angle(tmp_path):
     write_blender(tmp_path, SQUARE)
     edit(tmp_path / "transforms_train.json", lambda c: c.pop("camera_angle_x"))

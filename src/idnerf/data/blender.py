@@ -27,7 +27,8 @@ def read_blender(path: Path) -> list[PosedPhoto]:
     angle = view_angle(content, "camera_angle_x", path)
     if angle is None:
         raise InputError(f"{path} gives no 'camera_angle_x'; expected radians between 0 and pi")
-    near, far = number(content, "near", path) or NEAR, number(content, "far", path) or FAR
+    near, far = number(content, "near", path), number(content, "far", path)
+    near, far = NEAR if near is None else near, FAR if far is None else far
     if not 0 < near < far:
         raise InputError(f"near, far in {path} are {near}, {far}; expected 0 < near < far")
     photos = []

@@ -245,7 +245,11 @@ class IDNeRF(nn.Module, HubModel):
         """Render targets [batch] from encoded source views; tiled, so memory does not depend on the image size.
 
         ``latent``: put in the place of the inferred one (``TargetLatent.with_values``: what does it do?).
+
+        Raises:
+            InputError: an unknown quality.
         """
+        check_quality(quality)
         latent = self.infer_latent(features, target) if latent is None else latent
         if isinstance(self.core, Cascade):
             core = self.core
@@ -271,14 +275,19 @@ class IDNeRF(nn.Module, HubModel):
                 f"expected images as floats in [0, 1], got {source.images.dtype}: divide them by 255, or call "
                 "idnerf.render"
             )
-        if quality not in get_args(Quality):
-            raise InputError(f"expected quality 'full' or 'fast', got {quality!r}")
+        check_quality(quality)
         source, target = source.float(), target.float()
         single = len(target.shape) == 0
         if single:
             source, target = source[None], target[None]
         output = self.render_target(self.encode(source), target, quality=quality)
         return output.map(lambda x: x[0]) if single else output
+
+
+def check_quality(quality: str) -> None:
+    """Raises ``InputError`` for what is no ``Quality``: a slip would otherwise render the other one."""
+    if quality not in get_args(Quality):
+        raise InputError(f"expected quality 'full' or 'fast', got {quality!r}")
 
 
 def read_weights(
