@@ -538,12 +538,28 @@ def test_saved_scene_reads_back(tmp_path):
         {"complexity": (0.5, 0.2)},
         {"supersample": 0},
         {"photo": -1.0},
+        {"interiors": 1.5},
     ],
 )
 def test_bad_config_is_named_in_one_line(field):
     with pytest.raises(InputError) as error:
         ProceduralConfig(**field)
     assert next(iter(field)).replace("_", "-") in str(error.value) and "\n" not in str(error.value)
+
+
+def test_interiors_are_rooms_and_leave_other_scenes_as_they_are():
+    rig = draw_rig("forward", (32, 24), 2, random.Random(0))
+
+    def world(interior: bool, seed: int):
+        return draw_world(rig, 0.5, random.Random(seed), torch.Generator().manual_seed(seed), interior)
+
+    assert all(world(True, seed).backdrop is None for seed in range(8))
+    assert all(world(True, seed).content_far == math.inf for seed in range(8))  # walls all around
+    size = {"size": (16, 12), "num_views": 2, "supersample": 1}
+    without = generate_scene(7, ProceduralConfig(**size))
+    for share, same in ((0.0, True), (1.0, False)):
+        other = generate_scene(7, ProceduralConfig(**size, interiors=share))
+        assert torch.equal(other.views.images, without.views.images) == same
 
 
 def test_missing_pool_file_says_so(tmp_path):

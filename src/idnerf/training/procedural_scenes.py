@@ -169,11 +169,15 @@ def held_out_examples(config: ProceduralConfig, count: int, num_sources: int = 3
     return examples
 
 
-def fill(pool: Path, start: int = 0, count: int = 1000, nice: int = 5) -> None:
-    """Generate scenes ``start`` to ``start + count`` of the default training into a pool folder."""
+def fill(pool: Path, start: int = 0, count: int = 1000, nice: int = 5, interiors: float = 0.0) -> None:
+    """Generate scenes ``start`` to ``start + count`` of the default training into a pool folder.
+
+    ``interiors``: as the training will have it (``--scenes.scene.interiors``).
+    """
     os.nice(nice)
     torch.set_num_threads(1)
-    scenes = ProceduralScenes(ProceduralScenesConfig(pool=pool))
+    default = ProceduralScenesConfig(pool=pool)
+    scenes = ProceduralScenes(replace(default, scene=replace(default.scene, interiors=interiors)))
     for index in range(start, start + count):
         scenes.scene(index)
 

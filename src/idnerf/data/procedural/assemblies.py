@@ -58,6 +58,53 @@ def add_machine(builder: SceneBuilder, center: np.ndarray, size: float) -> None:
         add_rod(builder, start, tip, size * rng.uniform(0.015, 0.05), rng.choice(paints))
 
 
+def pale_paint(builder: SceneBuilder) -> int:
+    """What furniture and appliances are painted: white, cream, greys, now and then a colour or black."""
+    rng = builder.rng
+    value = rng.choice([rng.uniform(0.75, 0.97), rng.uniform(0.75, 0.97), rng.uniform(0.25, 0.75), 0.06])
+    red, green, blue = hsv_to_rgb(rng.choice([0.08, 0.12, 0.58, rng.random()]), 0.7 * rng.random() ** 3, value)
+    return builder.material(paint=(red, green, blue), tiles=1.0)
+
+
+def add_appliance(builder: SceneBuilder, center: np.ndarray, size: float) -> None:
+    """A printer, cupboard, stove or desk: large even faces with thin seams, few handles, a display, a label.
+
+    What can be matched on it lies far apart; between, depth must be inferred.
+    """
+    rng = builder.rng
+    yaw = rng.gauss(0, 0.7)
+    x, front = np.array([math.cos(yaw), 0, math.sin(yaw)]), np.array([math.sin(yaw), 0, -math.cos(yaw)])
+    rotation = np.stack([x, UP, front], 1)
+    paint, dark = pale_paint(builder), builder.material(paint=(0.05, 0.05, 0.06), tiles=1.0)
+    doors = paint if rng.random() < 0.7 else pale_paint(builder)
+    count, left = rng.randint(1, 3), 0.0
+    for _ in range(count):
+        half = size * np.array([rng.uniform(0.5, 1.0) / count, rng.uniform(0.45, 1.0), rng.uniform(0.3, 0.7)])
+        middle = center + (left + half[0] - 0.6 * size) * x - UP * (size - half[1])
+        left += 2 * half[0] + rng.choice([0.0, 0.02 * size])
+        builder.add_body(middle, rotation, half, BOX, paint)
+        if rng.random() < 0.4:  # a lid or a top of its own
+            lid = half * np.array([rng.uniform(0.6, 1.05), 0.1, rng.uniform(0.7, 1.05)])
+            builder.add_body(middle + UP * (half[1] + lid[1]), rotation, lid, BOX, rng.choice([paint, doors, dark]))
+        columns, rows = rng.choice([1, 1, 2]), rng.randint(1, 4)
+        door = np.array([half[0] / columns, half[1] / rows, 0.02 * size]) * np.array([0.97, 0.97, 1.0])
+        for i in range(columns):
+            for j in range(rows):
+                u, v = (2 * i + 1) / columns - 1, (2 * j + 1) / rows - 1
+                face = middle + x * half[0] * u + UP * half[1] * v + front * half[2]
+                builder.add_body(face, rotation, door, BOX, doors)
+                if rng.random() < 0.5:
+                    grip = np.array([rng.uniform(0.1, 0.4) * door[0], 0.02 * size, 0.025 * size])
+                    where = face + UP * door[1] * rng.uniform(-0.8, 0.8) + front * door[2]
+                    builder.add_body(where, rotation, grip, BOX, dark if rng.random() < 0.6 else doors)
+        if rng.random() < 0.6:
+            family = rng.choice(["glyph", "glyph", "collage", None])
+            sign = dark if family is None else builder.material(family, tiles=rng.uniform(0.8, 3) / size)
+            where = middle + front * (half[2] + 0.03 * size) + UP * half[1] * rng.uniform(-0.6, 0.8)
+            where = where + x * half[0] * rng.uniform(-0.5, 0.5)
+            builder.add_body(where, rotation, half * np.array([rng.uniform(0.15, 0.4), 0.12, 0.02]), BOX, sign)
+
+
 def add_shelf(builder: SceneBuilder, center: np.ndarray, size: float) -> None:
     """Boards with rows of upright books or boxes, many of them printed."""
     rng = builder.rng

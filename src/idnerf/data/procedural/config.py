@@ -24,6 +24,8 @@ class ProceduralConfig:
     """Range in [0, 1] that a scene's complexity is drawn from: primitives, concavity, clutter, texture."""
     supersample: int = 2
     """Colour at edges is the mean of supersample^2 rays per pixel (depth is always the pixel centre's)."""
+    interiors: float = 0.0
+    """Share of scenes that are rooms of furniture and appliances: large even faces, on which little can be matched."""
     photo: float = 1.0
     """Strength of photographic effects (exposure, white balance, blur, noise); 0 gives clean renderings."""
 
@@ -40,6 +42,8 @@ class ProceduralConfig:
             raise InputError(f"complexity: expected 0 <= low <= high <= 1, got {low}, {high}; change the range")
         if not 1 <= self.supersample <= 8:
             raise InputError(f"supersample: expected 1 to 8, got {self.supersample}; change it")
+        if not 0 <= self.interiors <= 1:
+            raise InputError(f"interiors: expected a share in [0, 1], got {self.interiors}; change it")
         if not 0 <= self.photo <= 4:
             raise InputError(f"photo: expected a strength in [0, 4], got {self.photo}; change it")
 

@@ -188,7 +188,9 @@ def generate_scene(seed: int, config: ProceduralConfig, device: torch.device | s
     generator = torch.Generator().manual_seed(rng.randrange(2**62))
     complexity = rng.uniform(*config.complexity)
     rig = draw_rig(config.rig, config.size, config.num_views, rng)
-    world = cast_shadows(to_device(draw_world(rig, complexity, rng, generator), device))
+    # drawn only where wanted, so that scenes without interiors are those that they were before there were any
+    interior = config.interiors > 0 and rng.random() < config.interiors
+    world = cast_shadows(to_device(draw_world(rig, complexity, rng, generator, interior), device))
     rendered = [render_view(world, move_camera(c, device), config.supersample) for c in rig.cameras]
     radiance, depth, coverage = (torch.stack(images) for images in zip(*rendered, strict=True))
     images = develop(radiance, coverage, rng)

@@ -20,7 +20,7 @@ from idnerf.data.procedural.raster import Pinhole
 from idnerf.data.procedural.rigs import Rig, loguniform, look_at
 from idnerf.data.procedural.shading import Appearance, Light
 from idnerf.data.procedural.textures import FAMILIES, random_colour, texture_bank
-from idnerf.data.procedural.themes import SIMPLE_OBJECTS, THEMES
+from idnerf.data.procedural.themes import INTERIOR, SIMPLE_OBJECTS, THEMES
 
 TEXTURE_SIZE = 256
 MAP_SIZE = 128
@@ -243,14 +243,18 @@ def scene_extent(builder: SceneBuilder, rig: Rig) -> tuple[np.ndarray, float]:
     return focus, float(np.quantile(np.linalg.norm(middles - focus, axis=1) + radii, 0.9))
 
 
-def fill(builder: SceneBuilder, rig: Rig, floor: float, complexity: float) -> None:
+def fill(builder: SceneBuilder, rig: Rig, floor: float, complexity: float, interior: bool = False) -> None:
     """Place objects until the budget of primitives is spent."""
     rng = builder.rng
-    theme = rng.choices(list(THEMES), [1.2, 1.7, 1.0, 1.0, 0.7])[0]
-    weights = {
-        f: (1 - complexity) * SIMPLE_OBJECTS.get(f, 0.0) + complexity * THEMES[theme].get(f, 0.0)
-        for f in SIMPLE_OBJECTS | THEMES[theme]
-    }
+    theme = "interior" if interior else rng.choices(list(THEMES), [1.2, 1.7, 1.0, 1.0, 0.7])[0]
+    weights = (
+        INTERIOR
+        if interior
+        else {
+            f: (1 - complexity) * SIMPLE_OBJECTS.get(f, 0.0) + complexity * THEMES[theme].get(f, 0.0)
+            for f in SIMPLE_OBJECTS | THEMES[theme]
+        }
+    )
     # Even within a theme, a scene repeats a few kinds of objects.
     weights = {f: w * math.exp(rng.gauss(0, 0.7)) for f, w in weights.items()}
     makers, odds = list(weights), list(weights.values())
@@ -290,20 +294,22 @@ def draw_ambient(rng: random.Random) -> Float[Tensor, "4 3"]:
     return torch.cat([colour[:1], colour[1:] * gradient[:, None]])
 
 
-def draw_world(rig: Rig, complexity: float, rng: random.Random, generator: torch.Generator) -> World:
-    """A random scene for the rig; ``complexity`` in [0, 1]."""
+def draw_world(
+    rig: Rig, complexity: float, rng: random.Random, generator: torch.Generator, interior: bool = False
+) -> World:
+    """A random scene for the rig; ``complexity`` in [0, 1]; ``interior``: a room of ``themes.INTERIOR``."""
     families = choose_families(complexity, rng)
     builder = SceneBuilder(families, rng, complexity)
     if rng.random() < 0.2:
         builder.choose_favourite()
-    place, backdrop = draw_place(rig, rng)
+    place, backdrop = ("indoors", None) if interior else draw_place(rig, rng)
     # Cut-out renderings have no floor: the enclosure ends lower, also so as not to coincide with a table's top.
     floor = add_enclosure(builder, rig, place, sunk=0.0 if backdrop is None else 1.0)
     if place != "studio" and rng.random() < 0.15 + 0.25 * complexity:
         add_ground(builder, rig, floor)
     if backdrop is not None and rig.kind == "inward" and rng.random() < 0.5:
         add_table_top(builder, floor)
-    fill(builder, rig, floor, complexity)
+    fill(builder, rig, floor, complexity, interior)
     if rig.kind == "forward" and rng.random() < 0.1 + 0.15 * complexity:
         add_near_occluder(builder, rig)
     middle, reach = scene_extent(builder, rig)

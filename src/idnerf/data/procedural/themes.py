@@ -1,6 +1,7 @@
 """Which objects a place holds, and how often."""
 
 from idnerf.data.procedural.assemblies import (
+    add_appliance,
     add_big_leaves,
     add_cables,
     add_crystals,
@@ -56,6 +57,7 @@ OBJECTS = (
     add_machine,
     add_ornament,
     add_shelf,
+    add_appliance,
 )
 SIMPLE_OBJECTS = {
     add_solid: 2.0,
@@ -68,7 +70,7 @@ SIMPLE_OBJECTS = {
 """Object makers with how often they are drawn at complexity 0."""
 
 THEMES = {
-    "anything": dict.fromkeys(OBJECTS, 1.0),
+    "anything": dict.fromkeys(OBJECTS[:-1], 1.0),
     "thicket": {
         add_plant: 3.0,
         add_grass: 1.5,
@@ -131,3 +133,17 @@ THEMES = {
     },
 }
 """Object makers with how often they are drawn at complexity 1, by the kind of place."""
+
+INTERIOR = {
+    add_appliance: 4.0,
+    add_panel: 1.0,
+    add_table: 1.0,
+    add_shelf: 0.5,
+    add_stack: 0.7,
+    add_solid: 0.5,
+    add_column: 0.3,
+    add_cables: 0.3,
+    add_plant: 0.3,
+}
+"""A room of large, evenly painted things, at any complexity. Drawn apart from the themes (``interiors``): scenes
+without are those of before."""
