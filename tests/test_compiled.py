@@ -3,19 +3,25 @@
 import os
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from idnerf.compiled import dispatch
+from idnerf.models.behaviour import Behaviour, PublishedBehaviour
 from idnerf.models.feature_pyramid import matching_map
 from idnerf.models.fine_samples import FineSamples
 from idnerf.models.frustum_volume import DepthDistribution, VoxelLookup
+from idnerf.models.gmflow import PairMaps
 from idnerf.models.idnerf import IDNeRF
+from idnerf.models.matching import Reprojection, corner_products, lookup_colours, matching_cue, with_taps
+from idnerf.models.paper import PaperConfig, PaperFeatures, Refinement
+from idnerf.models.radiance_field import RadianceField, fourier_features
+from idnerf.models.view_aggregation import SymmetricViews
 from idnerf.models.view_matching import Matching, match_views
-from tiny_cases import TINY_MODELS, plane_views, waken
+from tiny_cases import TINY_MODELS, plane_views, rotation, waken, with_latent
 
 pytest.importorskip("numba")
 
@@ -105,7 +111,8 @@ def test_threads_change_nothing(monkeypatch):
         with torch.no_grad():
             found.append(dispatch.match(*inputs, 12, 3, keep_values=True))
             found.append((dispatch.normalize_groups(torch.linspace(0, 1, 600).sin().view(1, 10, 15, 4), 2),))
-    for one, three in zip((*found[0], *found[1]), (*found[2], *found[3]), strict=True):
+            found.append((dispatch.encode_positions(inputs[2].reshape(-1, 3), 4),))
+    for one, three in zip((*found[0], *found[1], *found[2]), (*found[3], *found[4], *found[5]), strict=True):
         assert one is not None and three is not None and torch.equal(one, three)
 
 
@@ -166,6 +173,136 @@ def test_composited_rays_are_the_same(both, samples, gain, dtype, generator):
         torch.testing.assert_close(result, getattr(expected, field.name), rtol=1e-3, atol=1e-4)
 
 
+def reprojected(views: int, published: bool, batch: int = 2, count: int = 60) -> tuple[Behaviour, Reprojection]:
+    """Points in views of 48x32, of which some lie outside, behind or on the border."""
+    generator = torch.Generator().manual_seed(views)
+    behaviour = PublishedBehaviour() if published else Behaviour()
+    pixels = torch.rand(batch, views, count, 2, generator=generator) * torch.tensor([60.0, 42.0]) - 6
+    pixels[:, :, ::7] = pixels[:, :, ::7].round()
+    pixels[:, :, -1] = torch.tensor([1e6, -1e6])
+    depth = torch.rand(batch, views, count, generator=generator) - 0.2
+    return behaviour, Reprojection(pixels, behaviour.visible(pixels, depth, (48, 32)))
+
+
+@pytest.mark.parametrize("published", [False, True])
+@pytest.mark.parametrize(("views", "channels", "groups"), [(2, 16, (2, 4)), (3, 24, (3, 1)), (5, 32, (1, 16))])
+def test_similarities_of_pairs_are_the_same(both, views, channels, groups, published, generator):
+    behaviour, reprojection = reprojected(views, published)
+    pairs = views * (views - 1) // 2
+    coarse = torch.randn(2, pairs, 2, 4, 6, channels, generator=generator)
+    coarse[:, :, :, :2, :3, : channels // 2] = 0  # whole groups are zero
+    fine = torch.randn(2, pairs, 2, 8, 12, channels, generator=generator)
+    maps = PairMaps(coarse, fine, (48, 32))
+    expected, ours = both(lambda: matching_cue(maps, reprojection, groups, behaviour))
+    assert set(reprojection.visible.sum(1).unique().tolist()) == set(range(views + 1))  # every case is there
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+    coarse_products, fine_products = map(corner_products, maps.scales, groups)
+    maps = replace(maps, products=(coarse_products, fine_products))
+    by_products = both(lambda: matching_cue(maps, reprojection, groups, behaviour))[0]
+    torch.testing.assert_close(ours, by_products, rtol=1e-3, atol=1e-3)  # lengths from products of cells cancel
+
+
+def test_pairs_at_points_that_are_no_numbers_stay_inside_the_maps(generator):
+    maps = torch.randn(1, 1, 2, 4, 6, 8, generator=generator)
+    numbers = torch.tensor([torch.nan, torch.inf, -torch.inf, 1e30, -1e30, 3.0])
+    positions = torch.cartesian_prod(numbers, numbers).expand(1, 2, -1, -1)
+    with torch.no_grad():
+        ours = dispatch.match_pairs(maps, positions, torch.ones(1, 1, 36), 2)
+        colours = dispatch.look_up(torch.rand(2, 4, 6, 3, generator=generator), positions[0])
+    assert ours.isfinite().all() and ours.abs().max() <= 1 + 1e-5
+    assert colours.isfinite().all() and colours.min() >= 0 and colours.max() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (5, 1), (1, 4), (6, 4)])
+def test_colours_and_pairs_in_maps_of_any_size(both, width, height, generator):
+    images = torch.rand(2, 2, height, width, 3, generator=generator)
+    pixels = torch.rand(2, 2, 40, 2, generator=generator) * torch.tensor([width + 2.0, height + 2.0]) - 1
+    expected, ours = both(lambda: lookup_colours(images, pixels))
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
+    maps = torch.randn(2, 1, 2, height, width, 8, generator=generator)
+    maps = PairMaps(maps, maps, (8 * width, 8 * height))
+    found = Reprojection(pixels * 8, torch.ones(2, 2, 40, dtype=torch.bool))
+    expected, ours = both(lambda: matching_cue(maps, found, (2, 4), Behaviour()))
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("views", [2, 3, 5])
+def test_aggregated_views_are_the_same(both, views, generator):
+    aggregation = waken(SymmetricViews())
+    _, reprojection = reprojected(views, published=False)
+    colours = torch.rand(2, views, 60, 3, generator=generator)
+    points, centers = torch.randn(2, 60, 3, generator=generator), torch.randn(2, views, 3, generator=generator)
+    directions = F.normalize(torch.randn(2, 15, 3, generator=generator), dim=-1)  # of four samples each
+    turned = torch.stack([rotation(0.3, 0.2), rotation(-0.1, 2.0)])
+    inputs = (colours, reprojection.visible, points, centers, directions, turned)
+    expected, ours = both(lambda: aggregation.along_rays(*inputs))
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("views", [2, 3, 5])
+@pytest.mark.parametrize("published", [False, True])
+@pytest.mark.parametrize("query", ["none", "pixel"])
+def test_refined_views_are_the_same(both, views, published, query, generator):
+    aggregation = "concatenate" if published else "symmetric"
+    config = PaperConfig(view_refinement=True, latent_query=query, view_aggregation=aggregation, num_views=views)
+    refinement = waken(Refinement(config))
+    behaviour, reprojection = reprojected(views, published)
+    coarse, fine = (torch.randn(2, views, *size, 8, generator=generator) for size in ((4, 6), (8, 12)))
+    maps = PairMaps(torch.zeros(2, 1, 2, 4, 6, 8), torch.zeros(2, 1, 2, 8, 12, 8), (48, 32))
+    features = PaperFeatures(maps, torch.empty(2, views, 32, 48, 3), plane_views(1).cameras, (coarse, fine))
+    colours = torch.rand(2, views, 60, 3, generator=generator)
+    latent = None if query == "none" else torch.randn(2, 15, 8, generator=generator)
+
+    def refine():
+        return refinement(features, with_taps(reprojection, maps, behaviour), colours, latent, behaviour)
+
+    expected, ours = both(refine)
+    assert ours.shape == (2, 60, refinement.width)
+    # where no view sees the point and no latent answers, PyTorch rounds scores to 1e-3
+    tolerance = 1e-3 if query == "none" else 1e-4
+    torch.testing.assert_close(ours, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("samples", [1, 12, 16])
+@pytest.mark.parametrize("masked", ["asking", "answering", "neither"])
+def test_a_field_is_the_same(both, samples, masked, generator):
+    """Also far from the origin, where sines take angles as PyTorch does, and for rays that nothing answers on."""
+    field = waken(RadianceField(7, hidden=16, layers=3, skip=1, ray_width=8, ray_heads=2))
+    positions = torch.randn(9, samples, 3, generator=generator)
+    positions[0] *= 1e4
+    directions = F.normalize(torch.randn(9, 3, generator=generator), dim=-1)
+    condition = torch.randn(9, samples, 7, generator=generator)
+    mask = torch.rand(9, samples, generator=generator) > 0.4
+    mask[3], mask[4] = False, True
+    masks = {"asking": (mask, None), "answering": (None, mask), "neither": (None, None)}[masked]
+    expected, ours = both(lambda: field(positions, directions, condition, *masks))
+    for result, wanted in zip(ours, expected, strict=True):
+        torch.testing.assert_close(result, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-3, 1.0, 15.9, 16.1, 1e3, 1e6])
+def test_encoded_positions_are_the_same(both, size, generator):
+    positions = torch.cat([torch.rand(400, 3, generator=generator) * 2 - 1, torch.ones(1, 3)]) * size
+    expected, ours = both(lambda: fourier_features(positions, 10))
+    torch.testing.assert_close(ours, expected, rtol=1e-6, atol=5e-7)
+
+
+@pytest.mark.parametrize("published", [False, True])
+@pytest.mark.parametrize("sources", [2, 3])
+@pytest.mark.parametrize("query", ["none", "global", "pixel"])
+def test_a_view_of_the_paper_configuration_is_the_same(both, sources, query, published):
+    config = with_latent("paper", query)
+    if published:
+        paper = replace(config.paper, view_aggregation="concatenate", num_views=sources, published_behaviour=True)
+        config = replace(config, paper=paper)
+    model = waken(IDNeRF(config)).eval()
+    views = plane_views(sources + 1)
+    target = views.cameras[:1]
+    expected, ours = both(lambda: model.render_target(model.encode(views[1:][None]), target))
+    for field in fields(expected):
+        torch.testing.assert_close(getattr(ours, field.name), getattr(expected, field.name), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("sources", [2, 3])
 @pytest.mark.parametrize("quality", ["full", "fast"])
 def test_a_view_is_the_same(both, sources, quality):
@@ -185,6 +322,7 @@ def test_kernels_are_for_cpus_without_gradients():
         assert dispatch.usable(x.bfloat16())
         assert not dispatch.usable(x.double())
         assert not dispatch.usable(x, x.to("meta"))
+        assert dispatch.usable_in_float32(x) and not dispatch.usable_in_float32(x, x.bfloat16())
 
 
 @pytest.mark.parametrize(("value", "expected"), [("0", "False"), ("1", "True")])

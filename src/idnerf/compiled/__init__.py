@@ -1,1 +1,1 @@
-"""The cascade's inner loops compiled for the processor (numba, an extra); without it everything runs on PyTorch."""
+"""Inner loops compiled for the processor (numba, an extra); without it everything runs on PyTorch."""

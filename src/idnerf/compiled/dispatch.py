@@ -46,6 +46,11 @@ def usable(*tensors: Tensor) -> bool:
     return on_cpu and not torch.is_grad_enabled() and available()
 
 
+def usable_in_float32(*tensors: Tensor) -> bool:
+    """Whether the kernels that read and write nothing but float32 take these."""
+    return all(x.dtype == torch.float32 for x in tensors) and usable(*tensors)
+
+
 def normalize_groups(
     features: Float[Tensor, "image height width channel"],
     groups: int,
@@ -187,6 +192,153 @@ def composite_rays(
         inputs = (_flat(tokens[item]), rays, *layers, *numbers, *points)
         _in_threads(rays, partial(_call, kernel, inputs, outputs))
     return result
+
+
+def match_pairs(
+    maps: Float[Tensor, "batch pair member height width channel"],
+    positions: Float[Tensor, "batch view point 2"],
+    weights: Float[Tensor, "batch pair point"],
+    groups: int,
+) -> Float[Tensor, "batch point group"]:
+    """``matching.pair_similarities`` at ``positions`` in cells of one scale, times ``weights`` and added up."""
+    from idnerf.compiled.kernels import pair_kernel
+
+    height, width, channels = maps.shape[3:]
+    batch, views, points, _ = positions.shape
+    kernel = pair_kernel(channels, groups)
+    cues = positions.new_empty(batch, points, groups)
+    for item in range(batch):
+        inputs = (_flat(maps[item]), views, height, width, _flat(positions[item]), _flat(weights[item]), points)
+        _in_threads(points, partial(_call, kernel, inputs, (_flat(cues[item]),)))
+    return cues
+
+
+def look_up(
+    maps: Float[Tensor, "image height width channel"], positions: Float[Tensor, "image point 2"]
+) -> Float[Tensor, "image point channel"]:
+    """What ``projection.bilinear_lookup`` finds."""
+    from idnerf.compiled.kernels import lookup_kernel
+
+    images, height, width, channels = maps.shape
+    points = positions.shape[1]
+    kernel = lookup_kernel(channels)
+    out = maps.new_empty(images, points, channels)
+    for image in range(images):
+        inputs = (_flat(maps[image]), height, width, _flat(positions[image]))
+        _in_threads(points, partial(_call, kernel, inputs, (_flat(out[image]),)))
+    return out
+
+
+def aggregate_views(
+    hidden: nn.Linear,
+    code: nn.Linear,
+    colours: Float[Tensor, "batch view point 3"],
+    seen: Bool[Tensor, "batch view point"],
+    points: Float[Tensor, "batch point 3"],
+    centers: Float[Tensor, "batch view 3"],
+    directions: Float[Tensor, "batch ray 3"],
+    world_to_target: Float[Tensor, "batch 3 3"],
+) -> Float[Tensor, "batch point width"]:
+    """What ``view_aggregation.SymmetricViews`` makes of views at points along rays; its two layers come first."""
+    from idnerf.compiled.kernels import view_code_kernel
+
+    batch, views, count, _ = colours.shape
+    kernel = view_code_kernel(hidden.out_features, code.out_features)
+    layers = tuple(_flat(matrix) for matrix in (hidden.weight.T, hidden.bias, code.weight.T, code.bias))
+    out = colours.new_empty(batch, count, 7 + code.out_features)
+    samples = count // directions.shape[1]
+    for item in range(batch):
+        places = (_flat(points[item]), _flat(centers[item]), _flat(directions[item]), samples)
+        inputs = (_flat(colours[item]), _flat(seen[item]), *places, _flat(world_to_target[item]))
+        _in_threads(count, partial(_call, kernel, (*inputs, *layers, views, count), (_flat(out[item]),)))
+    return out
+
+
+@dataclass(frozen=True)
+class TokenNetwork:
+    """The layers between looked-up token maps and refined tokens; ``symmetric``: see ``paper.Refinement``."""
+
+    of_colour: nn.Linear
+    to_qkv: nn.Linear
+    heads: int
+    merge: nn.Linear
+    norm: nn.LayerNorm
+    symmetric: bool
+
+
+def refine_views(
+    network: TokenNetwork,
+    maps: tuple[Float[Tensor, "batch view h w token"], Float[Tensor, "batch view h4 w4 token"]],
+    positions: tuple[Float[Tensor, "batch view point 2"], Float[Tensor, "batch view point 2"]],
+    colours: Float[Tensor, "batch view point 3"],
+    seen: Bool[Tensor, "batch view point"],
+    latent: Float[Tensor, "batch ray token"] | None,
+) -> Float[Tensor, "batch point width"]:
+    """What ``paper.Refinement`` makes of its token ``maps`` at ``positions`` in their cells, point by point of rays."""
+    from idnerf.compiled.kernels import token_kernel
+
+    n = network
+    batch, views, count, _ = colours.shape
+    width, mixed = n.norm.normalized_shape[0], n.merge.in_features
+    kernel = token_kernel(width, n.heads, mixed // n.heads, n.symmetric, latent is not None)
+    matrices = (n.of_colour.weight.T, n.of_colour.bias, n.to_qkv.weight.T, n.merge.weight.T, n.norm.weight, n.norm.bias)
+    layers = (*map(_flat, matrices), np.float32(n.norm.eps))
+    out = colours.new_empty(batch, count, ((2 if n.symmetric else views) + (latent is not None)) * width)
+    samples = 1 if latent is None else count // latent.shape[1]
+    for item in range(batch):
+        inputs = ()
+        for table, at in zip(maps, positions, strict=True):
+            inputs = (*inputs, _flat(table[item]), *table.shape[2:4], _flat(at[item]))
+        of_latent = _flat(colours.new_empty(1) if latent is None else latent[item])
+        inputs = (*inputs, _flat(colours[item]), _flat(seen[item]), of_latent, samples)
+        _in_threads(count, partial(_call, kernel, (*inputs, *layers, views, count), (_flat(out[item]),)))
+    return out
+
+
+def encode_positions(positions: Float[Tensor, "point 3"], frequencies: int) -> Float[Tensor, "point width"]:
+    """What ``radiance_field.fourier_features`` makes of them."""
+    from idnerf.compiled.kernels import fourier_kernel
+
+    out = positions.new_empty(len(positions), 3 + 6 * frequencies)
+    _in_threads(len(positions), partial(_call, fourier_kernel(frequencies), (_flat(positions),), (_flat(out),)))
+    return out
+
+
+@dataclass(frozen=True)
+class DensityNetwork:
+    """The ray transformer's layers, and the two behind it, a ReLU between them."""
+
+    heads: int
+    query: nn.Linear
+    key: nn.Linear
+    value: nn.Linear
+    merge: nn.Linear
+    norm: nn.LayerNorm
+    hidden: nn.Linear
+    density: nn.Linear
+
+
+def ray_densities(
+    network: DensityNetwork,
+    tokens: Float[Tensor, "channel ray sample"],
+    asking: Bool[Tensor, "ray sample"] | None,
+    answering: Bool[Tensor, "ray sample"] | None,
+) -> Float[Tensor, "ray sample"]:
+    """Raw densities of ``radiance_field.RadianceField`` from the ray transformer's ``tokens`` before their ReLU."""
+    from idnerf.compiled.kernels import ray_density_kernel
+
+    width, rays, samples = tokens.shape
+    n = network
+    kernel = ray_density_kernel(width, n.heads, samples)
+    matrices = (n.query.weight, n.key.weight, n.value.weight, n.merge.weight, n.norm.weight, n.norm.bias)
+    layers = (*map(_flat, matrices), np.float32(n.norm.eps), _flat(n.hidden.weight), _flat(n.hidden.bias))
+    layers = (*layers, _flat(n.density.weight), np.float32(n.density.bias.item()))
+    all_do = torch.ones(1, dtype=torch.bool)
+    masks = tuple(_flat(all_do if mask is None else mask) for mask in (asking, answering))
+    raw = tokens.new_empty(rays, samples)
+    run = partial(_call, kernel, (_flat(tokens), rays, *layers, *masks), (_flat(raw),))
+    _in_threads(rays, run, fewest=POINTS_PER_THREAD // (4 * samples) + 1)  # a sample takes longer than a point
+    return raw
 
 
 def _flat(x: Tensor) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The cascade's inner loops, compiled for the processor at hand by numba (`pip install "idnerf[cpu]"`).
+"""The inner loops of both configurations, compiled for the processor at hand by numba (`pip install "idnerf[cpu]"`).
 
 What PyTorch computes in thirty passes over buffers of megabytes, these compute point by point in registers. Their inner
 loops are over channels, whose number is known when a kernel is compiled: ``Vector`` is a value of that many float32,
@@ -150,14 +150,17 @@ def add_scaled(typing_context, total, value, number):
 def group_sums(typing_context, value, groups):
     """Sums of so many runs of equal length."""
     count = groups.literal_value
-    run = value.length // count
 
     def generate(context, builder, signature, arguments):
-        total = _shuffle(builder, arguments[0], [group * run for group in range(count)])
-        for step in range(1, run):
-            part = _shuffle(builder, arguments[0], [group * run + step for group in range(count)])
-            total = builder.fadd(total, part, flags=FLAGS)
-        return total
+        total, run = arguments[0], value.length // count
+        while run % 2 == 0:  # halves of each run onto one another: the first steps are whole registers
+            run //= 2
+            low, high = (
+                [2 * group * run + start + step for group in range(count) for step in range(run)] for start in (0, run)
+            )
+            total = builder.fadd(_shuffle(builder, total, low), _shuffle(builder, total, high), flags=FLAGS)
+        parts = [_shuffle(builder, total, [group * run + step for group in range(count)]) for step in range(run)]
+        return functools.reduce(lambda a, b: builder.fadd(a, b, flags=FLAGS), parts)
 
     return Vector(count)(value, groups), generate
 
@@ -260,6 +263,58 @@ def exponential(typing_context, value):
         return builder.fmul(result, builder.bitcast(power, vector))
 
     return value(value), generate
+
+
+HALF_PI_HIGH, HALF_PI_MIDDLE, HALF_PI_LOW = 1.5703125, 4.837512969970703125e-4, 7.549789954891882e-8
+SINE = (-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1)
+COSINE = (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2, -0.5)
+"""Of sin(r) = r + r^3 P(r^2) and cos(r) = 1 + r^2 P(r^2) for |r| < pi / 4, highest power first (Cephes' sinf, cosf)."""
+LARGEST_ANGLE = 8192.0
+"""``sine`` is exact to 1e-7 up to here."""
+
+
+@intrinsic(prefer_literal=True)
+@no_type_check
+def sine(typing_context, value, quarters):
+    """The sine of every lane and so many quarters of a circle."""
+    ahead = quarters.literal_value
+
+    def generate(context, builder, signature, arguments):
+        length = value.length
+        vector, whole = ir.VectorType(FLOAT, length), ir.VectorType(INT, length)
+
+        def constant(number):
+            return _constant(number, length)
+
+        def integers(number):
+            return ir.Constant(whole, [number] * length)
+
+        def polynomial(coefficients, at):
+            result = constant(coefficients[0])
+            for coefficient in coefficients[1:]:
+                result = builder.fadd(builder.fmul(result, at, flags=FLAGS), constant(coefficient), flags=FLAGS)
+            return result
+
+        x = arguments[0]
+        # x = n pi/2 + r; truncating after a shift into the positive is floor
+        shifted = builder.fadd(builder.fmul(x, constant(2 / math.pi)), constant(8192.5))
+        n = builder.sub(builder.fptosi(shifted, whole), integers(8192))
+        as_float = builder.sitofp(n, vector)
+        r = x
+        for part in (HALF_PI_HIGH, HALF_PI_MIDDLE, HALF_PI_LOW):
+            r = builder.fsub(r, builder.fmul(as_float, constant(part), flags=("contract",)), flags=("contract",))
+        squared = builder.fmul(r, r)
+        cubed = builder.fmul(squared, r)
+        of_sine = builder.fadd(builder.fmul(polynomial(SINE, squared), cubed, flags=FLAGS), r, flags=FLAGS)
+        of_cosine = builder.fmul(polynomial(COSINE, squared), squared, flags=FLAGS)
+        of_cosine = builder.fadd(of_cosine, constant(1.0), flags=FLAGS)
+        n = builder.add(n, integers(ahead))
+        odd = builder.icmp_signed("!=", builder.and_(n, integers(1)), integers(0))
+        sign = builder.shl(builder.and_(n, integers(2)), integers(30))
+        result = builder.bitcast(builder.select(odd, of_cosine, of_sine), whole)
+        return builder.bitcast(builder.xor(result, sign), vector)
+
+    return value(value, quarters), generate
 
 
 def _compile(function: Any) -> Any:
@@ -555,5 +610,406 @@ def ray_kernel(width: int, heads: int, head_width: int, hidden: int, samples: in
                 out = (view * rays + ray) * (values_count + 1)
                 store(out_views, out, shown)
                 out_views[out + values_count] = visibility
+
+    return _compile(kernel)
+
+
+@functools.cache
+@no_type_check
+def pair_kernel(channels: int, groups: int):
+    """Lookup of both members of every pair in maps of one scale at points [first, last), and their group-wise cosines.
+
+    ``maps`` are [pair, member, height, width, channel], pairs in the order of ``gmflow.view_pairs``, ``positions``
+    [view, point, (u, v)] in cells, ``weights`` [pair, point], ``cues`` (sums over the pairs) [point, group].
+    """
+
+    @no_type_check
+    def kernel(maps, views, height, width, positions, weights, points, first, last, cues):
+        right = channels if width > 1 else 0
+        below = width * channels if height > 1 else 0
+        last_u, last_v = F32(width - 1), F32(height - 1)
+        most_u, most_v = max(width - 2, 0), max(height - 2, 0)
+        map_size = height * width * channels
+        corners = np.empty(views, np.int64)
+        shares = np.empty(4 * views, F32)
+        for point in range(first, last):
+            for view in range(views):
+                u = positions[2 * (view * points + point)] - F32(0.5)
+                v = positions[2 * (view * points + point) + 1] - F32(0.5)
+                u = min(u, last_u) if u > 0 else F32(0)  # 0 also where u is no number
+                v = min(v, last_v) if v > 0 else F32(0)
+                left, top = min(int(u), most_u), min(int(v), most_v)
+                fu, fv = u - F32(left), v - F32(top)
+                corners[view] = (top * width + left) * channels
+                shares[4 * view] = (F32(1) - fu) * (F32(1) - fv)
+                shares[4 * view + 1] = fu * (F32(1) - fv)
+                shares[4 * view + 2] = (F32(1) - fu) * fv
+                shares[4 * view + 3] = fu * fv
+            total = filled(F32(0), groups)
+            pair = 0
+            for one in range(views):
+                for other in range(one + 1, views):
+                    weight = weights[pair * points + point]
+                    if weight != 0:
+                        at, share = 2 * pair * map_size + corners[one], 4 * one
+                        mine = scale(load(maps, at, channels), shares[share])
+                        mine = add_scaled(mine, load(maps, at + right, channels), shares[share + 1])
+                        mine = add_scaled(mine, load(maps, at + below, channels), shares[share + 2])
+                        mine = add_scaled(mine, load(maps, at + right + below, channels), shares[share + 3])
+                        at, share = (2 * pair + 1) * map_size + corners[other], 4 * other
+                        theirs = scale(load(maps, at, channels), shares[share])
+                        theirs = add_scaled(theirs, load(maps, at + right, channels), shares[share + 1])
+                        theirs = add_scaled(theirs, load(maps, at + below, channels), shares[share + 2])
+                        theirs = add_scaled(theirs, load(maps, at + right + below, channels), shares[share + 3])
+                        squares = group_sums(multiply(mine, mine), groups)
+                        squares = multiply(squares, group_sums(multiply(theirs, theirs), groups))
+                        lengths = square_root(larger(squares, filled(F32(1e-16), groups)))
+                        products = group_sums(multiply(mine, theirs), groups)
+                        total = add_scaled(total, divide(products, lengths), weight)
+                    pair += 1
+            store(cues, point * groups, total)
+
+    return _compile(kernel)
+
+
+@functools.cache
+@no_type_check
+def ray_density_kernel(width: int, heads: int, samples: int):
+    """``RayTransformer`` and the density's layers along the rays [first, last): ``raw`` [ray, sample].
+
+    ``tokens`` are [channel, ray, sample], before their ReLU; matrices [output, input]; ``asking`` and ``answering``
+    [ray, sample], or of one entry where all do. Vectors are along the samples.
+    """
+    head_width = width // heads
+    scoring = F32(head_width**-0.5)
+    per_width = F32(1 / width)
+
+    @no_type_check
+    def kernel(
+        tokens, rays, to_query, to_key, to_value, merge, norm_weight, norm_bias, epsilon, to_hidden, hidden_bias,
+        to_density, density_bias, asking, answering, first, last, raw,
+    ):  # fmt: skip
+        rows = np.empty(width * samples, F32)
+        queries = np.empty(width * samples, F32)
+        keys = np.empty(width * samples, F32)
+        values = np.empty(width * samples, F32)
+        mixed = np.empty(width * samples, F32)
+        silence = np.zeros(samples, F32)
+        nothing = filled(F32(0), samples)
+        for ray in range(first, last):
+            for channel in range(width):
+                row = load(tokens, (channel * rays + ray) * samples, samples)
+                store(rows, channel * samples, larger(row, nothing))
+            for channel in range(width):
+                query = key = value = nothing
+                for other in range(width):
+                    row = load(rows, other * samples, samples)
+                    query = add_scaled(query, row, to_query[channel * width + other] * scoring)
+                    key = add_scaled(key, row, to_key[channel * width + other])
+                    value = add_scaled(value, row, to_value[channel * width + other])
+                store(queries, channel * samples, query)
+                store(keys, channel * samples, key)
+                store(values, channel * samples, value)
+            if answering.size > 1:
+                any_answers = False
+                for sample in range(samples):
+                    any_answers |= answering[ray * samples + sample]
+                for sample in range(samples):
+                    heard = answering[ray * samples + sample] or not any_answers
+                    silence[sample] = F32(0) if heard else F32(-1e30)
+            for sample in range(samples):
+                asks = F32(asking.size == 1 or asking[ray * samples + sample])
+                for head in range(heads):
+                    scores = load(silence, 0, samples)
+                    for channel in range(head * head_width, (head + 1) * head_width):
+                        asked = queries[channel * samples + sample] * asks
+                        scores = add_scaled(scores, load(keys, channel * samples, samples), asked)
+                    scores = exponential(subtract(scores, filled(largest_of(scores), samples)))
+                    share = F32(1) / sum_of(scores)
+                    for channel in range(head * head_width, (head + 1) * head_width):
+                        mixture = sum_of(multiply(scores, load(values, channel * samples, samples)))
+                        mixed[channel * samples + sample] = mixture * share
+            mean = nothing
+            for channel in range(width):
+                row = load(rows, channel * samples, samples)
+                for other in range(width):
+                    row = add_scaled(row, load(mixed, other * samples, samples), merge[channel * width + other])
+                store(rows, channel * samples, row)
+                mean = add_scaled(mean, row, per_width)
+            variance = filled(epsilon, samples)
+            for channel in range(width):
+                apart = subtract(load(rows, channel * samples, samples), mean)
+                store(rows, channel * samples, apart)
+                variance = add_scaled(variance, multiply(apart, apart), per_width)
+            deviation = square_root(variance)
+            for channel in range(width):
+                row = scale(divide(load(rows, channel * samples, samples), deviation), norm_weight[channel])
+                store(rows, channel * samples, add(row, filled(norm_bias[channel], samples)))
+            density = filled(density_bias, samples)
+            for channel in range(width):
+                row = filled(hidden_bias[channel], samples)
+                for other in range(width):
+                    row = add_scaled(row, load(rows, other * samples, samples), to_hidden[channel * width + other])
+                density = add_scaled(density, larger(row, nothing), to_density[channel])
+            store(raw, ray * samples, density)
+
+    return _compile(kernel)
+
+
+@functools.cache
+@no_type_check
+def lookup_kernel(channels: int):
+    """Bilinear lookup in one map [height, width, channel] at points [first, last): ``out`` [point, channel].
+
+    ``positions`` are [point, (u, v)] in cells.
+    """
+
+    @no_type_check
+    def kernel(table, height, width, positions, first, last, out):
+        right = channels if width > 1 else 0
+        below = width * channels if height > 1 else 0
+        last_u, last_v = F32(width - 1), F32(height - 1)
+        most_u, most_v = max(width - 2, 0), max(height - 2, 0)
+        for point in range(first, last):
+            u, v = positions[2 * point] - F32(0.5), positions[2 * point + 1] - F32(0.5)
+            u = min(u, last_u) if u > 0 else F32(0)  # 0 also where u is no number
+            v = min(v, last_v) if v > 0 else F32(0)
+            left, top = min(int(u), most_u), min(int(v), most_v)
+            fu, fv = u - F32(left), v - F32(top)
+            at = (top * width + left) * channels
+            row = scale(load(table, at, channels), (F32(1) - fu) * (F32(1) - fv))
+            row = add_scaled(row, load(table, at + right, channels), fu * (F32(1) - fv))
+            row = add_scaled(row, load(table, at + below, channels), (F32(1) - fu) * fv)
+            row = add_scaled(row, load(table, at + right + below, channels), fu * fv)
+            store(out, point * channels, row)
+
+    return _compile(kernel)
+
+
+@functools.cache
+@no_type_check
+def view_code_kernel(hidden: int, code: int):
+    """``view_aggregation.SymmetricViews`` at points [first, last) of [ray, sample]: ``out`` [point, 7 + code].
+
+    ``colours`` [view, point, 3], ``seen`` [view, point], ``places`` [point, 3], ``centers`` [view, 3], ``directions``
+    [ray, 3], ``rotation`` world to target [3, 3]; matrices are [input, output].
+    """
+    width = 7 + code
+
+    @no_type_check
+    def kernel(
+        colours, seen, places, centers, directions, samples, rotation, hidden_weight, hidden_bias, code_weight,
+        code_bias, views, points, first, last, out,
+    ):  # fmt: skip
+        numbers = np.empty(10, F32)
+        inner = np.empty(hidden, F32)
+        hidden_start, code_start = load(hidden_bias, 0, hidden), load(code_bias, 0, code)
+        for point in range(first, last):
+            count = 0
+            for view in range(views):
+                count += seen[view * points + point]
+            share = F32(1) / F32(max(count, 1))
+            mean = filled(F32(0), 3)
+            for view in range(views):
+                if seen[view * points + point]:
+                    mean = add_scaled(mean, load(colours, 3 * (view * points + point), 3), share)
+            variance = filled(F32(0), 3)
+            codes = filled(F32(0), code)
+            direction = 3 * (point // samples)
+            x, y, z = directions[direction], directions[direction + 1], directions[direction + 2]
+            for view in range(views):
+                if seen[view * points + point]:
+                    colour = load(colours, 3 * (view * points + point), 3)
+                    apart = subtract(colour, mean)
+                    variance = add_scaled(variance, multiply(apart, apart), share)
+                    store(numbers, 0, colour)
+                    store(numbers, 3, apart)
+                    to_x = places[3 * point] - centers[3 * view]
+                    to_y = places[3 * point + 1] - centers[3 * view + 1]
+                    to_z = places[3 * point + 2] - centers[3 * view + 2]
+                    length = max(np.sqrt(to_x * to_x + to_y * to_y + to_z * to_z), F32(1e-12))
+                    to_x, to_y, to_z = to_x / length, to_y / length, to_z / length
+                    for axis in range(3):
+                        turn = rotation[3 * axis] * (to_x - x)
+                        turn += rotation[3 * axis + 1] * (to_y - y)
+                        numbers[6 + axis] = turn + rotation[3 * axis + 2] * (to_z - z)
+                    numbers[9] = to_x * x + to_y * y + to_z * z
+                    row = hidden_start
+                    for number in range(10):
+                        row = add_scaled(row, load(hidden_weight, number * hidden, hidden), numbers[number])
+                    store(inner, 0, larger(row, filled(F32(0), hidden)))
+                    encoded = code_start
+                    for number in range(hidden):
+                        encoded = add_scaled(encoded, load(code_weight, number * code, code), inner[number])
+                    codes = add_scaled(codes, larger(encoded, filled(F32(0), code)), share)
+            store(out, point * width, mean)
+            store(out, point * width + 3, variance)
+            out[point * width + 6] = F32(count) / F32(views)
+            store(out, point * width + 7, codes)
+
+    return _compile(kernel)
+
+
+@functools.cache
+@no_type_check
+def token_kernel(width: int, heads: int, head_width: int, symmetric: bool, with_latent: bool):
+    """View tokens looked up, attention among them and the latent's, and their summary, at points [first, last).
+
+    What ``paper.Refinement`` computes: points are [ray, sample], ``coarse`` and ``fine`` its token maps [view, height,
+    width, token], ``coarse_at`` and ``fine_at`` [view, point, (u, v)] in their cells, ``colours`` [view, point, 3],
+    ``seen`` [view, point], ``latent`` [ray, token]; matrices are [input, output]. ``out`` is [point, channel].
+    """
+    mixed = heads * head_width
+    twice, thrice = 2 * mixed, 3 * mixed
+    together = 16  # exponentials: a head's few would fill a register to a quarter
+    scoring = F32(head_width**-0.5)
+    per_width = F32(1 / width)
+
+    @no_type_check
+    def kernel(
+        coarse, coarse_height, coarse_width, coarse_at, fine, fine_height, fine_width, fine_at, colours, seen, latent,
+        samples, colour_weight, colour_bias, qkv_weight, merge_weight, norm_weight, norm_bias, epsilon, views, points,
+        first, last, out,
+    ):  # fmt: skip
+        count = views + with_latent
+        out_width = ((2 if symmetric else views) + with_latent) * width
+        tokens = np.empty(count * width, F32)
+        queries = np.empty(count * mixed, F32)
+        keys = np.empty(count * mixed, F32)
+        contents = np.empty(count * mixed, F32)
+        scores = np.zeros((count * count * heads + together - 1) // together * together, F32)
+        attended = np.empty(count * mixed, F32)
+        silence = np.empty(count, F32)
+        colour_start = load(colour_bias, 0, width)
+        of_red, of_green = load(colour_weight, 0, width), load(colour_weight, width, width)
+        of_blue, of_seen = load(colour_weight, 2 * width, width), load(colour_weight, 3 * width, width)
+        norm_scale, norm_shift = load(norm_weight, 0, width), load(norm_bias, 0, width)
+        for point in range(first, last):
+            seen_by = 0
+            for view in range(views):
+                at_point = view * points + point
+                row = colour_start
+                for level in range(2):
+                    table = fine if level else coarse
+                    positions = fine_at if level else coarse_at
+                    map_height, map_width = (fine_height, fine_width) if level else (coarse_height, coarse_width)
+                    right = width if map_width > 1 else 0
+                    below = map_width * width if map_height > 1 else 0
+                    u, v = positions[2 * at_point] - F32(0.5), positions[2 * at_point + 1] - F32(0.5)
+                    u = min(u, F32(map_width - 1)) if u > 0 else F32(0)  # 0 also where u is no number
+                    v = min(v, F32(map_height - 1)) if v > 0 else F32(0)
+                    left, top = min(int(u), max(map_width - 2, 0)), min(int(v), max(map_height - 2, 0))
+                    fu, fv = u - F32(left), v - F32(top)
+                    at = ((view * map_height + top) * map_width + left) * width
+                    row = add_scaled(row, load(table, at, width), (F32(1) - fu) * (F32(1) - fv))
+                    row = add_scaled(row, load(table, at + right, width), fu * (F32(1) - fv))
+                    row = add_scaled(row, load(table, at + below, width), (F32(1) - fu) * fv)
+                    row = add_scaled(row, load(table, at + right + below, width), fu * fv)
+                row = add_scaled(row, of_red, colours[3 * at_point])
+                row = add_scaled(row, of_green, colours[3 * at_point + 1])
+                row = add_scaled(row, of_blue, colours[3 * at_point + 2])
+                sees = seen[at_point]
+                if sees:
+                    row = add(row, of_seen)
+                store(tokens, view * width, larger(row, filled(F32(0), width)))
+                silence[view] = F32(0) if sees else F32(-1e4)
+                seen_by += sees
+            if with_latent:
+                store(tokens, views * width, load(latent, point // samples * width, width))
+                silence[views] = F32(0)
+            elif seen_by == 0:
+                silence[:] = F32(0)
+            for token in range(count):
+                qkv = filled(F32(0), thrice)
+                for channel in range(width):
+                    qkv = add_scaled(qkv, load(qkv_weight, channel * thrice, thrice), tokens[token * width + channel])
+                store(queries, token * mixed, scale(lanes(qkv, 0, mixed), scoring))
+                store(keys, token * mixed, lanes(qkv, mixed, twice))
+                store(contents, token * mixed, lanes(qkv, twice, thrice))
+            for token in range(count):
+                query = load(queries, token * mixed, mixed)
+                best = filled(F32(-1e30), heads)
+                for answering in range(count):
+                    score = group_sums(multiply(query, load(keys, answering * mixed, mixed)), heads)
+                    score = add(score, filled(silence[answering], heads))
+                    store(scores, (token * count + answering) * heads, score)
+                    best = larger(best, score)
+                for answering in range(count):
+                    at = (token * count + answering) * heads
+                    store(scores, at, subtract(load(scores, at, heads), best))
+            for at in range(0, scores.size, together):
+                store(scores, at, exponential(load(scores, at, together)))
+            for token in range(count):
+                total = filled(F32(0), heads)
+                mixture = filled(F32(0), mixed)
+                for answering in range(count):
+                    heard = load(scores, (token * count + answering) * heads, heads)
+                    total = add(total, heard)
+                    content = load(contents, answering * mixed, mixed)
+                    mixture = add(mixture, multiply(repeated(heard, head_width), content))
+                store(attended, token * mixed, divide(mixture, repeated(total, head_width)))
+            for token in range(count):
+                row = load(tokens, token * width, width)
+                for channel in range(mixed):
+                    number = attended[token * mixed + channel]
+                    row = add_scaled(row, load(merge_weight, channel * width, width), number)
+                apart = subtract(row, filled(sum_of(row) * per_width, width))
+                variance = sum_of(multiply(apart, apart)) * per_width
+                apart = scale(apart, F32(1) / np.sqrt(variance + epsilon))
+                store(tokens, token * width, add(multiply(apart, norm_scale), norm_shift))
+            at = point * out_width
+            if symmetric:
+                share = F32(1) / F32(seen_by if seen_by else views)
+                mean = filled(F32(0), width)
+                for view in range(views):
+                    if seen[view * points + point] or seen_by == 0:
+                        mean = add_scaled(mean, load(tokens, view * width, width), share)
+                spread = filled(F32(0), width)
+                for view in range(views):
+                    if seen[view * points + point] or seen_by == 0:
+                        apart = subtract(load(tokens, view * width, width), mean)
+                        spread = add_scaled(spread, multiply(apart, apart), share)
+                store(out, at, mean)
+                store(out, at + width, spread)
+                at += 2 * width
+            else:
+                for view in range(views):
+                    store(out, at, load(tokens, view * width, width))
+                    at += width
+            if with_latent:
+                store(out, at, load(tokens, views * width, width))
+
+    return _compile(kernel)
+
+
+@functools.cache
+@no_type_check
+def fourier_kernel(frequencies: int):
+    """``radiance_field.fourier_features`` of points [first, last): ``positions`` [point, 3], ``out`` [point, width]."""
+    angles_count = 3 * frequencies
+    width = 3 + 2 * angles_count
+    highest = F32(2.0 ** (frequencies - 1))
+
+    @no_type_check
+    def kernel(positions, first, last, out):
+        angles = np.empty(angles_count, F32)
+        for point in range(first, last):
+            largest = F32(0)
+            for axis in range(3):
+                number = positions[3 * point + axis]
+                out[point * width + axis] = number
+                size = abs(number) * highest
+                largest = size if not size <= largest else largest  # also where it is no number
+                for octave in range(frequencies):
+                    angles[3 * octave + axis] = number
+                    number *= F32(2)
+            at = point * width + 3
+            if largest < F32(LARGEST_ANGLE):
+                store(out, at, sine(load(angles, 0, angles_count), 0))
+                store(out, at + angles_count, sine(load(angles, 0, angles_count), 1))
+            else:
+                for number in range(angles_count):
+                    out[at + number] = np.sin(angles[number])
+                    out[at + angles_count + number] = np.cos(angles[number])
 
     return _compile(kernel)

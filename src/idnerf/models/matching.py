@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from idnerf.compiled import dispatch
 from idnerf.geometry.cameras import invert_rigid
 from idnerf.geometry.projection import bilinear_lookup, safe_depth
 from idnerf.models.behaviour import Behaviour
@@ -104,8 +105,13 @@ def reproject(points: Float[Tensor, "batch point 3"], sources: Cameras, behaviou
 
 
 def with_taps(reprojection: Reprojection, maps: PairMaps, behaviour: Behaviour) -> Reprojection:
-    """The same with taps, for the CPU, where everything that is looked up at the points shares them."""
+    """The same with taps, for the CPU, where everything that is looked up at the points shares them.
+
+    Compiled lookups need none.
+    """
     if reprojection.pixels.device.type != "cpu" or reprojection.taps is not None:
+        return reprojection
+    if dispatch.usable_in_float32(*maps.scales, reprojection.pixels):
         return reprojection
     taps = []
     for scale in maps.scales:
@@ -118,7 +124,8 @@ def lookup_colours(
     images: Float[Tensor, "batch view height width 3"], pixels: Float[Tensor, "batch view point 2"]
 ) -> Float[Tensor, "batch view point 3"]:
     """Bilinear colours of channels-last images, border values outside."""
-    colours = bilinear_lookup(images.flatten(0, 1), pixels.flatten(0, 1))
+    look_up = dispatch.look_up if dispatch.usable_in_float32(images, pixels) else bilinear_lookup
+    colours = look_up(images.flatten(0, 1), pixels.flatten(0, 1))
     return colours.unflatten(0, images.shape[:2])
 
 
@@ -249,9 +256,19 @@ def _similarities_by_taps(
 def matching_cue(
     maps: PairMaps, reprojection: Reprojection, groups: tuple[int, int], behaviour: Behaviour
 ) -> Float[Tensor, "batch point group"]:
-    """Similarity of the pairs, averaged over the pairs that count at each point."""
-    similarities = pair_similarities(maps, reprojection, groups, behaviour)
+    """Similarity of the pairs, averaged over the pairs that count at each point.
+
+    Without gradients, on a CPU and with numba installed, point by point in compiled code.
+    """
     visible = reprojection.visible
     first, second = (list(members) for members in zip(*view_pairs(visible.shape[1]), strict=True))
     weights = behaviour.pair_weights(visible[:, first], visible[:, second])
+    if dispatch.usable_in_float32(*maps.scales, reprojection.pixels):
+        cues = []
+        for scale, count in zip(maps.scales, groups, strict=True):
+            size = (scale.shape[4], scale.shape[3])
+            positions = behaviour.map_positions(reprojection.pixels, maps.padded_size, size)
+            cues.append(dispatch.match_pairs(scale, positions, weights, count))
+        return torch.cat(cues, -1)
+    similarities = pair_similarities(maps, reprojection, groups, behaviour)
     return (weights[..., None] * similarities).sum(1)

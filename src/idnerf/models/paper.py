@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from idnerf.compiled import dispatch
 from idnerf.errors import InputError
 from idnerf.geometry.cameras import invert_rigid
 from idnerf.geometry.rays import pixel_centers, rays_at_pixels
@@ -40,7 +41,7 @@ from idnerf.models.matching import (
     with_taps,
 )
 from idnerf.models.radiance_field import RadianceField
-from idnerf.models.view_aggregation import ConcatenatedViews, SymmetricViews, ray_turns
+from idnerf.models.view_aggregation import ConcatenatedViews, SymmetricViews
 from idnerf.models.view_matching import masked_mean_and_variance
 from idnerf.models.view_refinement import MapTokens, TokenAttention, attend_with_latent
 from idnerf.rendering.compositing import alphas_without_intervals, composite, compositing_weights
@@ -208,7 +209,8 @@ class PaperModel(nn.Module):
                 f"give {self.config.num_views} views, or weights with symmetric view aggregation."
             )
         maps = self.encoder(source.images)
-        if maps.coarse.device.type == "cpu" and not torch.is_grad_enabled():
+        compiled = dispatch.usable_in_float32(*maps.scales)  # computes lengths where it looks features up
+        if maps.coarse.device.type == "cpu" and not torch.is_grad_enabled() and not compiled:
             coarse, fine = (corner_products(m, g) for m, g in zip(maps.scales, self.config.groups, strict=True))
             maps = replace(maps, products=(coarse, fine))
         return PaperFeatures(
@@ -316,9 +318,10 @@ class PaperModel(nn.Module):
         reprojection = with_taps(reproject(flat, features.cameras, self.behaviour), features.maps, self.behaviour)
         colours_of_views = lookup_colours(features.images, reprojection.pixels)
         if isinstance(self.aggregation, SymmetricViews):
-            along = directions[:, :, None].expand_as(points).flatten(1, 2)
-            turns = ray_turns(flat, features.cameras.centers, along, invert_rigid(target.c2w)[:, :3, :3])
-            of_views = self.aggregation(colours_of_views, reprojection.visible, turns)
+            world_to_target = invert_rigid(target.c2w)[:, :3, :3]
+            of_views = self.aggregation.along_rays(
+                colours_of_views, reprojection.visible, flat, features.cameras.centers, directions, world_to_target
+            )
         else:
             of_views = self.aggregation(colours_of_views, reprojection.visible)
         condition = [
@@ -326,8 +329,7 @@ class PaperModel(nn.Module):
             of_views,
         ]
         if self.refinement:
-            at_samples = None if latent_token is None else latent_token.repeat_interleave(samples, 1)
-            condition.append(self.refinement(features, reprojection, colours_of_views, at_samples, self.behaviour))
+            condition.append(self.refinement(features, reprojection, colours_of_views, latent_token, self.behaviour))
         # Views in any order need a frame free of the order; MatchNeRF's is the first source's.
         frame = target if self.config.view_aggregation == "symmetric" else features.cameras[:, 0]
         positions = self.behaviour.frame_coordinates(flat, frame)
@@ -394,11 +396,25 @@ class Refinement(nn.Module):
         features: PaperFeatures,
         reprojection: Reprojection,
         colours: Float[Tensor, "batch view point 3"],
-        latent_token: Float[Tensor, "batch point token"] | None,
+        latent_token: Float[Tensor, "batch ray token"] | None,
         behaviour: Behaviour,
     ) -> Float[Tensor, "batch point width"]:
-        """Args: ``colours`` of the views at the points, ``latent_token`` of each point's ray."""
+        """Args: ``colours`` of the views at the points, equally many on each ray, and ``latent_token`` of the rays.
+
+        Without gradients, on a CPU and with numba installed, point by point in compiled code.
+        """
         assert features.token_maps is not None
+        if dispatch.usable_in_float32(*features.token_maps, colours):
+            coarse, fine = (
+                behaviour.map_positions(reprojection.pixels, features.maps.padded_size, (maps.shape[3], maps.shape[2]))
+                for maps in features.token_maps
+            )
+            a = self.attention
+            network = dispatch.TokenNetwork(self.tokens.of_colour, a.to_qkv, a.heads, a.merge, a.norm, self.symmetric)
+            visible = reprojection.visible
+            return dispatch.refine_views(network, features.token_maps, (coarse, fine), colours, visible, latent_token)
+        if latent_token is not None:
+            latent_token = latent_token.repeat_interleave(colours.shape[2] // latent_token.shape[1], 1)
         coarse, fine = (
             lookup_views(maps, reprojection, level, features.maps.padded_size, behaviour)
             for level, maps in enumerate(features.token_maps)

@@ -9,11 +9,18 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from idnerf.compiled import dispatch
 from idnerf.models.ray_transformer import RayTransformer
 
 
 def fourier_features(positions: Float[Tensor, "*batch 3"], frequencies: int) -> Float[Tensor, "*batch width"]:
-    """[x, sin(2^0 x), ..., sin(2^(L-1) x), cos(2^0 x), ...]: width 3 + 6 L, without NeRF's factor pi."""
+    """[x, sin(2^0 x), ..., sin(2^(L-1) x), cos(2^0 x), ...]: width 3 + 6 L, without NeRF's factor pi.
+
+    Without gradients, on a CPU and with numba installed, point by point in compiled code.
+    """
+    if dispatch.usable_in_float32(positions):
+        encoded = dispatch.encode_positions(positions.reshape(-1, 3), frequencies)
+        return encoded.view(*positions.shape[:-1], encoded.shape[1])
     scales = 2.0 ** torch.arange(frequencies, device=positions.device)
     angles = (positions[..., None, :] * scales[:, None]).flatten(-2)
     return torch.cat([positions, angles.sin(), angles.cos()], -1)
@@ -87,9 +94,25 @@ class RadianceField(nn.Module):
             hidden = F.relu_(modulated(layer(hidden), scale))
             if index == self.skip:
                 hidden = torch.cat([encoded, hidden], -1)
-        tokens = self.ray_transformer(F.relu_(self.to_ray(hidden)), asking, answering)
-        raw_density = self.density(tokens)[..., 0]
+        raw_density = self._raw_density(hidden, asking, answering)
         return torch.sigmoid(self.colour(F.relu_(self._directional(hidden, directions)))), raw_density
+
+    def _raw_density(
+        self,
+        hidden: Float[Tensor, "ray sample hidden"],
+        asking: Bool[Tensor, "ray sample"] | None,
+        answering: Bool[Tensor, "ray sample"] | None,
+    ) -> Float[Tensor, "ray sample"]:
+        """Without gradients, on a CPU and with numba installed, ray by ray in compiled code."""
+        if dispatch.usable_in_float32(hidden):
+            t = self.ray_transformer
+            inner, density = (layer for layer in self.density if isinstance(layer, nn.Linear))
+            network = dispatch.DensityNetwork(t.heads, t.query, t.key, t.value, t.merge, t.norm, inner, density)
+            # channels first, as the kernel's vectors lie along a ray
+            tokens = torch.addmm(self.to_ray.bias[:, None], self.to_ray.weight, hidden.flatten(0, 1).T)
+            return dispatch.ray_densities(network, tokens.unflatten(1, hidden.shape[:2]), asking, answering)
+        tokens = self.ray_transformer(F.relu_(self.to_ray(hidden)), asking, answering)
+        return self.density(tokens)[..., 0]
 
     def _directional(
         self, hidden: Float[Tensor, "ray sample hidden"], directions: Float[Tensor, "ray 3"]

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from idnerf.compiled import dispatch
+
 
 class ConcatenatedViews(nn.Module):
     """All colours, then all visibilities, in the order of the views. No parameters."""
@@ -37,6 +39,27 @@ class SymmetricViews(nn.Module):
         super().__init__()
         self.width = 7 + code
         self.encode_view = nn.Sequential(nn.Linear(10, hidden), nn.ReLU(), nn.Linear(hidden, code), nn.ReLU())
+
+    def along_rays(
+        self,
+        colours: Float[Tensor, "batch view point 3"],
+        visible: Bool[Tensor, "batch view point"],
+        points: Float[Tensor, "batch point 3"],
+        centers: Float[Tensor, "batch view 3"],
+        directions: Float[Tensor, "batch ray 3"],
+        world_to_target: Float[Tensor, "batch 3 3"],
+    ) -> Float[Tensor, "batch point width"]:
+        """The vectors at ``points``, equally many on each ray, one ray after the other; others: see ``ray_turns``.
+
+        Without gradients, on a CPU and with numba installed, point by point in compiled code.
+        """
+        if dispatch.usable_in_float32(colours, points):
+            hidden, code = (layer for layer in self.encode_view if isinstance(layer, nn.Linear))
+            return dispatch.aggregate_views(
+                hidden, code, colours, visible, points, centers, directions, world_to_target
+            )
+        along = directions.repeat_interleave(points.shape[1] // directions.shape[1], 1)
+        return self(colours, visible, ray_turns(points, centers, along, world_to_target))
 
     def forward(
         self,
