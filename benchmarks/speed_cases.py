@@ -4,6 +4,7 @@ Started by ``speed.py``, which lists the cases. Every system gets the same photo
 """
 
 import json
+import os
 import resource
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import torch
 
 from idnerf.allocator import keep_freed_memory
 from idnerf.commands.options import load_model
+from idnerf.compiled.dispatch import SWITCH
 from idnerf.config import CASCADE_LOSS, ID_NERF
 from idnerf.geometry.cameras import crop
 from idnerf.models.idnerf import IDNeRF, ModelConfig
@@ -226,6 +228,8 @@ def run_case(case: Case, effort: Effort, reference: Path | None) -> dict[str, An
     """Measure one case."""
     device = torch.device(effort.device)
     torch.set_num_threads(effort.threads)
+    if case.stage == "roofline":
+        os.environ[SWITCH] = "0"  # what compiled kernels do cannot be counted from outside
     published = case.system in PUBLISHED
     if not published:
         keep_freed_memory()  # as our commands do

@@ -102,18 +102,79 @@ def test_points_that_are_no_numbers_stay_inside_the_maps(both):
     assert values is not None and values.isfinite().all() and values.abs().max() <= maps.abs().max() + 1e-5
 
 
-def test_threads_change_nothing(monkeypatch):
+def test_threads_change_nothing_but_rounding(monkeypatch):
+    shared, call = set(), dispatch._call
+
+    def recording(kernel, inputs, outputs, first, last):
+        if first:
+            shared.add(kernel.__qualname__.split("_kernel")[0])
+        call(kernel, inputs, outputs, first, last)
+
     monkeypatch.setattr(dispatch, "POINTS_PER_THREAD", 7)
-    inputs = points(3, 12, 3, 4, 50, True)
-    found = []
+    monkeypatch.setattr(dispatch, "_call", recording)
+    views, found = plane_views(4), []
+    models = [waken(IDNeRF(config)).eval() for config in (TINY_MODELS["cascade"], with_latent("paper", "pixel"))]
     for threads in (1, 3):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        with torch.no_grad():
-            found.append(dispatch.match(*inputs, 12, 3, keep_values=True))
-            found.append((dispatch.normalize_groups(torch.linspace(0, 1, 600).sin().view(1, 10, 15, 4), 2),))
-            found.append((dispatch.encode_positions(inputs[2].reshape(-1, 3), 4),))
-    for one, three in zip((*found[0], *found[1], *found[2]), (*found[3], *found[4], *found[5]), strict=True):
-        assert one is not None and three is not None and torch.equal(one, three)
+        for model in models:
+            with torch.no_grad():
+                found.append(model.render_target(model.encode(views[1:][None]), views.cameras[:1]))
+    names = {"row_sum", "unit_length", "match", "voxel", "ray", "pair", "lookup", "view_code", "token", "fourier"}
+    assert shared == names | {"ray_density"}
+    for one, three in ((found[0], found[2]), (found[1], found[3])):
+        for field in fields(one):
+            torch.testing.assert_close(getattr(three, field.name), getattr(one, field.name), rtol=1e-5, atol=1e-5)
+
+
+def test_every_kernel_has_a_file_of_its_own_in_the_cache():
+    """Numba keeps several in one index without a lock: two processes could be handed each other's kernel."""
+    from idnerf.compiled import kernels
+
+    sizes = [(3,), (8,)]
+    made = [kernels.lookup_kernel(*size) for size in sizes] + [kernels.row_sum_kernel(4, halves) for halves in (0, 1)]
+    assert len({kernel.__qualname__ for kernel in made}) == 4
+    assert kernels.lookup_kernel(3) is made[0]
+
+
+def test_a_cache_that_cannot_be_used_is_done_without(monkeypatch):
+    from idnerf.compiled import kernels
+
+    def full(*arguments):
+        raise OSError("no space left on device")
+
+    class Kept:
+        class stats:
+            cache_path = "somewhere"
+
+        __call__ = full
+
+    def compiling(cache=False, **options):
+        return (lambda function: Kept()) if cache else (lambda function: function)
+
+    def kernel(number, out):
+        out.append(number)
+
+    monkeypatch.setattr(kernels, "njit", compiling)
+    call, out = kernels._kept(kernel), []
+    with pytest.warns(UserWarning, match="somewhere is not usable: no space left"):
+        call(1, out)
+    call(2, out)
+    assert out == [1, 2]
+
+
+def test_what_is_no_number_stays_none():
+    """A diverged network must show, in the cascade and in the paper's field."""
+    stage = fine_stage(1.0)
+    field = waken(RadianceField(7, hidden=16, layers=3, skip=1, ray_width=8, ray_heads=2))
+    with torch.no_grad():
+        stage.density[0].weight[0, 0] = torch.nan
+        field.density[0].weight[0, 0] = torch.nan
+        tokens, seen = torch.zeros(1, 4, 5, 16), torch.ones(1, 2, 20, dtype=torch.bool)
+        found = Matching(torch.empty(1, 20, 1), torch.zeros(1, 20), seen, torch.zeros(1, 2, 20, 7))
+        rays = stage._composite(tokens, found, torch.rand(1, 4, 5))
+        raw = field(torch.zeros(2, 4, 3), torch.zeros(2, 3), torch.zeros(2, 4, 7))
+    assert rays.tokens.isnan().all()
+    assert any(part.isnan().any() for part in raw)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -319,10 +380,10 @@ def test_kernels_are_for_cpus_without_gradients():
     assert not dispatch.usable(x)  # gradients are on
     with torch.no_grad():
         assert dispatch.usable(x)
-        assert dispatch.usable(x.bfloat16())
+        assert not dispatch.usable(x.bfloat16())
+        assert dispatch.usable(x, features=x.bfloat16()) and not dispatch.usable(x, features=x.double())
         assert not dispatch.usable(x.double())
         assert not dispatch.usable(x, x.to("meta"))
-        assert dispatch.usable_in_float32(x) and not dispatch.usable_in_float32(x, x.bfloat16())
 
 
 @pytest.mark.parametrize(("value", "expected"), [("0", "False"), ("1", "True")])

@@ -30,7 +30,7 @@ from idnerf.data.procedural.pool import pack_scene, unpack_scene
 from idnerf.data.procedural.primitives import relief_depth, sheet_depth
 from idnerf.data.procedural.raster import Pinhole, canonical_frames, find_candidates, first_hits
 from idnerf.data.procedural.rigs import draw_rig
-from idnerf.data.procedural.themes import OBJECTS
+from idnerf.data.procedural.themes import INTERIOR, OBJECTS
 from idnerf.data.seen import count_seen
 from idnerf.errors import InputError
 from idnerf.geometry.projection import bilinear_lookup, project, visible
@@ -308,7 +308,7 @@ def test_rotated_grid_has_one_ray_per_row_column_and_cell(n):
     assert len({(int(x * n), int(y * n)) for x, y in places.tolist()}) == n * n
 
 
-@pytest.mark.parametrize("maker", OBJECTS, ids=lambda maker: maker.__name__)
+@pytest.mark.parametrize("maker", [*OBJECTS, *INTERIOR], ids=lambda maker: maker.__name__)
 def test_every_object_fits_about_its_size_with_proper_frames(maker):
     families = ["noise", "leaf", "petal", "white", "plain", "glyph"]
     for seed in range(3):

@@ -1,7 +1,7 @@
 """Compiled kernels on tensors: whether they may be used, and their points divided among PyTorch's threads.
 
-The kernels compute what the functions beside which they are called compute with PyTorch, without gradients, in float32
-on a CPU, up to the order of sums.
+The kernels compute what the functions beside which they are called compute with PyTorch, without gradients, on a CPU,
+up to the order of sums; in float32, also where PyTorch under autocast would compute in bfloat16.
 """
 
 import functools
@@ -25,6 +25,7 @@ SWITCH = "IDNERF_COMPILED"
 """Environment variable: ``0`` keeps to PyTorch."""
 POINTS_PER_THREAD = 2048
 """Fewer are not worth another thread."""
+_FEATURE_TYPES = (torch.float32, torch.bfloat16)
 
 
 @functools.cache
@@ -34,21 +35,21 @@ def available() -> bool:
         return False
     try:
         import idnerf.compiled.kernels  # noqa: F401
-    except ImportError as error:  # numba wants another NumPy or Python
-        warnings.warn(f"numba is installed, but cannot be used: {error}; rendering takes twice as long", stacklevel=2)
+    except (ImportError, OSError, AttributeError) as error:  # numba wants another NumPy, LLVM's library does not load
+        warnings.warn(
+            f"numba is installed, but cannot be used: {error}; rendering takes up to twice as long", stacklevel=2
+        )
         return False
     return True
 
 
-def usable(*tensors: Tensor) -> bool:
-    """Whether the kernels take these: float32 or bfloat16 on a CPU, and no gradient wanted."""
-    on_cpu = all(x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) for x in tensors)
-    return on_cpu and not torch.is_grad_enabled() and available()
-
-
-def usable_in_float32(*tensors: Tensor) -> bool:
-    """Whether the kernels that read and write nothing but float32 take these."""
-    return all(x.dtype == torch.float32 for x in tensors) and usable(*tensors)
+def usable(*tensors: Tensor, features: Tensor | None = None) -> bool:
+    """Whether the kernels take these: float32 on a CPU (``features``: or bfloat16), and no gradient wanted."""
+    if torch.is_grad_enabled() or any(x.device.type != "cpu" or x.dtype != torch.float32 for x in tensors):
+        return False
+    if features is not None and (features.device.type != "cpu" or features.dtype not in _FEATURE_TYPES):
+        return False
+    return available()
 
 
 def normalize_groups(
@@ -61,7 +62,8 @@ def normalize_groups(
 
     images, height, width, channels = features.shape
     colour_count = 0 if colours is None else 3
-    add_up, normalize = row_sum_kernel(channels), unit_length_kernel(channels, groups, colour_count)
+    halves = features.dtype == torch.bfloat16
+    add_up, normalize = row_sum_kernel(channels, halves), unit_length_kernel(channels, groups, colour_count, halves)
     out = features.new_empty(images, height, width, channels + colour_count, dtype=torch.float32)
     for image in range(images):
         flat, sums = _flat(features[image]), torch.empty(height, channels)
@@ -172,7 +174,8 @@ def composite_rays(
     views, count = values.shape[1], values.shape[3]
     mixed = network.out.in_features
     hidden = network.hidden.out_features
-    kernel = ray_kernel(width, network.heads, mixed // network.heads, hidden, samples, count, network.slope)
+    sizes = (width, network.heads, mixed // network.heads, hidden, samples, count)
+    kernel = ray_kernel(*sizes, network.slope, tokens.dtype == torch.bfloat16)
     n = network
     matrices = (n.norm.weight, n.norm.bias, n.to_qkv.weight.T, n.to_qkv.bias, n.out.weight.T, n.out.bias)
     matrices = (*matrices, n.hidden.weight.T, n.hidden.bias, n.density.weight)
@@ -352,12 +355,12 @@ def _call(kernel: Callable[..., None], inputs: tuple, outputs: tuple, first: int
     kernel(*inputs, first, last, *outputs)
 
 
-def _in_threads(count: int, run: Callable[[int, int], None], fewest: int = POINTS_PER_THREAD) -> None:
+def _in_threads(count: int, run: Callable[[int, int], None], fewest: int | None = None) -> None:
     """``run(first, last)`` for runs of ``count``, one in each of as many threads as PyTorch would take here.
 
     ``fewest``: not worth another thread.
     """
-    threads = max(1, min(torch.get_num_threads(), count // fewest))
+    threads = max(1, min(torch.get_num_threads(), count // (fewest or POINTS_PER_THREAD)))
     bounds = [count * number // threads for number in range(threads + 1)]
     others = [_pool().submit(run, first, last) for first, last in itertools.pairwise(bounds[1:])]
     run(bounds[0], bounds[1])

@@ -11,11 +11,15 @@ because numba's cache of compiled kernels is renewed when this file changes.
 
 import functools
 import math
+import pickle
+import threading
+import warnings
 from typing import Any, no_type_check
 
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
+from numba.core.errors import TypingError
 from numba.extending import intrinsic, models, register_model
 
 FLAGS = ("contract", "reassoc", "nsz")
@@ -75,7 +79,8 @@ add = _elementwise(lambda builder, a, b: builder.fadd(a, b, flags=FLAGS))
 subtract = _elementwise(lambda builder, a, b: builder.fsub(a, b, flags=FLAGS))
 multiply = _elementwise(lambda builder, a, b: builder.fmul(a, b, flags=FLAGS))
 divide = _elementwise(lambda builder, a, b: builder.fdiv(a, b, flags=FLAGS))
-larger = _elementwise(lambda builder, a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
+# where the first is no number, so is the result: a network that diverged must show
+larger = _elementwise(lambda builder, a, b: builder.select(builder.fcmp_unordered(">", a, b), a, b))
 
 
 @intrinsic(prefer_literal=True)
@@ -102,6 +107,8 @@ def load(typing_context, array, index, length):
 @no_type_check
 def store(typing_context, array, index, value):
     """``array[index : index + length] = value``, float32."""
+    if array.dtype != types.float32:
+        raise TypingError(f"vectors are stored as float32, not as {array.dtype}")
 
     def generate(context, builder, signature, arguments):
         vector = arguments[2].type
@@ -248,10 +255,14 @@ def exponential(typing_context, value):
         x = builder.select(builder.fcmp_ordered("<", x, constant(-80.0)), constant(-80.0), x)
         # x = n ln 2 + r; adding half and truncating after a shift into the positive is floor
         shifted = builder.fadd(builder.fmul(x, constant(1 / math.log(2))), constant(128.5))
+        shifted = builder.select(builder.fcmp_ordered("ord", x, x), shifted, constant(0.0))  # none of no number
         n = builder.sub(builder.fptosi(shifted, whole), ir.Constant(whole, [128] * length))
         as_float = builder.sitofp(n, vector)
-        r = builder.fsub(x, builder.fmul(as_float, constant(LN2_HIGH)))
-        r = builder.fsub(r, builder.fmul(as_float, constant(LN2_LOW)))
+        # flags are given, since numba gives all of ``FLAGS`` where there are none, and regrouped these make one step
+        exact = ("contract",)
+        for part in (LN2_HIGH, LN2_LOW):
+            x = builder.fsub(x, builder.fmul(as_float, constant(part), flags=exact), flags=exact)
+        r = x
         polynomial = constant(EXPONENTIAL[0])
         for coefficient in EXPONENTIAL[1:]:
             polynomial = builder.fadd(builder.fmul(polynomial, r, flags=FLAGS), constant(coefficient), flags=FLAGS)
@@ -298,6 +309,7 @@ def sine(typing_context, value, quarters):
         x = arguments[0]
         # x = n pi/2 + r; truncating after a shift into the positive is floor
         shifted = builder.fadd(builder.fmul(x, constant(2 / math.pi)), constant(8192.5))
+        shifted = builder.select(builder.fcmp_ordered("ord", x, x), shifted, constant(0.0))  # none of no number
         n = builder.sub(builder.fptosi(shifted, whole), integers(8192))
         as_float = builder.sitofp(n, vector)
         r = x
@@ -317,22 +329,65 @@ def sine(typing_context, value, quarters):
     return value(value, quarters), generate
 
 
-def _compile(function: Any) -> Any:
-    """Compiled at its first call, without Python's lock; kept on disk where there is a place for it."""
+_MADE: dict[tuple[Any, ...], Any] = {}
+_LOCK = threading.Lock()
+
+
+def _compiled(factory: Any) -> Any:
+    """A factory's kernels: for every choice of sizes one, compiled when it is first called, without Python's lock.
+
+    Every one has a file of its own in numba's cache: numba writes an index of several without a lock, and two processes
+    that compile at once could each be handed the other's kernel, for other sizes.
+    """
+
+    @functools.wraps(factory)
+    def get(*sizes: Any) -> Any:
+        key = (factory.__name__, *sizes)
+        with _LOCK:
+            if key not in _MADE:
+                function = factory(*sizes)
+                function.__qualname__ = "_".join(map(str, key)).replace(".", "p")
+                _MADE[key] = _kept(function)
+        return _MADE[key]
+
+    return get
+
+
+def _kept(function: Any) -> Any:
+    """Compiled, and kept on disk where there is a place for it."""
     options = {"nogil": True, "fastmath": set(FLAGS), "error_model": "numpy"}
     try:
-        return njit(**options, cache=True)(function)
+        kept = njit(**options, cache=True)(function)
     except RuntimeError:  # neither beside this file nor in the user's cache folder
         return njit(**options)(function)
+    anew = njit(**options)(function)
+    usable = True
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> None:
+        nonlocal usable
+        if usable:
+            try:
+                return kept(*arguments)
+            except (OSError, EOFError, pickle.UnpicklingError) as error:  # a full disk, a file cut short
+                usable = False
+                folder = kept.stats.cache_path
+                warnings.warn(f"compiling anew, for the cache in {folder} is not usable: {error}", stacklevel=2)
+        return anew(*arguments)
+
+    return call
 
 
 F32 = np.float32
 
 
-@functools.cache
+@_compiled
 @no_type_check
-def row_sum_kernel(channels: int):
-    """Sums of the rows [first, last) of a map [row, column, channel]: ``sums`` [row, channel]."""
+def row_sum_kernel(channels: int, halves: bool):
+    """Sums of the rows [first, last) of a map [row, column, channel]: ``sums`` [row, channel].
+
+    ``halves``: here as below, what may be bfloat16 is, as uint16. Told for its own file in the cache.
+    """
 
     @no_type_check
     def kernel(features, columns, first, last, sums):
@@ -342,12 +397,12 @@ def row_sum_kernel(channels: int):
                 total = add(total, load(features, pixel * channels, channels))
             store(sums, row * channels, total)
 
-    return _compile(kernel)
+    return kernel
 
 
-@functools.cache
+@_compiled
 @no_type_check
-def unit_length_kernel(channels: int, groups: int, colours: int):
+def unit_length_kernel(channels: int, groups: int, colours: int, halves: bool):
     """Features of pixels [first, last) centred and scaled to unit length by group, then their colour, into ``out``."""
     run = channels // groups
 
@@ -363,10 +418,10 @@ def unit_length_kernel(channels: int, groups: int, colours: int):
             for number in range(colours):
                 out[at + channels + number] = colour[pixel * colours + number]
 
-    return _compile(kernel)
+    return kernel
 
 
-@functools.cache
+@_compiled
 @no_type_check
 def match_kernel(channels: int, groups: int, colours: int, only_similarity: bool):
     """Projection, lookup and matching of points [first, last) of [sample, pixel]; arrays are flat.
@@ -431,7 +486,7 @@ def match_kernel(channels: int, groups: int, colours: int, only_similarity: bool
                             theirs = load(buffer, other * values_count, channels)
                             similarity = group_sums(multiply(mine, theirs), groups)
                             total = add(total, similarity)
-                            best = larger(best, similarity)
+                            best = larger(similarity, best)
             if pairs:
                 total = scale(total, F32(1) / F32(pairs))
             else:
@@ -467,10 +522,10 @@ def match_kernel(channels: int, groups: int, colours: int, only_similarity: bool
                     cues[out + groups] = F32(count) / F32(views)
                     cues[out + groups + 1] = F32(count >= 2)
 
-    return _compile(kernel)
+    return kernel
 
 
-@functools.cache
+@_compiled
 @no_type_check
 def voxel_kernel(channels: int):
     """Trilinear lookup in one volume [plane, height, width, channel] at points [first, last) of [sample, pixel].
@@ -504,12 +559,14 @@ def voxel_kernel(channels: int):
                 at += behind
             store(out, point * channels, value)
 
-    return _compile(kernel)
+    return kernel
 
 
-@functools.cache
+@_compiled
 @no_type_check
-def ray_kernel(width: int, heads: int, head_width: int, hidden: int, samples: int, values_count: int, slope: float):
+def ray_kernel(
+    width: int, heads: int, head_width: int, hidden: int, samples: int, values_count: int, slope: float, halves: bool
+):
     """Attention along the rays [first, last), density, compositing: from tokens to what ``FineOutput`` holds.
 
     Matrices are [input, output]; ``tokens`` [sample, ray, width] (float32, or bfloat16 as uint16), ``agreement`` and
@@ -611,10 +668,10 @@ def ray_kernel(width: int, heads: int, head_width: int, hidden: int, samples: in
                 store(out_views, out, shown)
                 out_views[out + values_count] = visibility
 
-    return _compile(kernel)
+    return kernel
 
 
-@functools.cache
+@_compiled
 @no_type_check
 def pair_kernel(channels: int, groups: int):
     """Lookup of both members of every pair in maps of one scale at points [first, last), and their group-wise cosines.
@@ -669,10 +726,10 @@ def pair_kernel(channels: int, groups: int):
                     pair += 1
             store(cues, point * groups, total)
 
-    return _compile(kernel)
+    return kernel
 
 
-@functools.cache
+@_compiled
 @no_type_check
 def ray_density_kernel(width: int, heads: int, samples: int):
     """``RayTransformer`` and the density's layers along the rays [first, last): ``raw`` [ray, sample].
@@ -753,10 +810,10 @@ def ray_density_kernel(width: int, heads: int, samples: int):
                 density = add_scaled(density, larger(row, nothing), to_density[channel])
             store(raw, ray * samples, density)
 
-    return _compile(kernel)
+    return kernel
 
 
-@functools.cache
+@_compiled
 @no_type_check
 def lookup_kernel(channels: int):
     """Bilinear lookup in one map [height, width, channel] at points [first, last): ``out`` [point, channel].
@@ -783,10 +840,10 @@ def lookup_kernel(channels: int):
             row = add_scaled(row, load(table, at + right + below, channels), fu * fv)
             store(out, point * channels, row)
 
-    return _compile(kernel)
+    return kernel
 
 
-@functools.cache
+@_compiled
 @no_type_check
 def view_code_kernel(hidden: int, code: int):
     """``view_aggregation.SymmetricViews`` at points [first, last) of [ray, sample]: ``out`` [point, 7 + code].
@@ -847,10 +904,10 @@ def view_code_kernel(hidden: int, code: int):
             out[point * width + 6] = F32(count) / F32(views)
             store(out, point * width + 7, codes)
 
-    return _compile(kernel)
+    return kernel
 
 
-@functools.cache
+@_compiled
 @no_type_check
 def token_kernel(width: int, heads: int, head_width: int, symmetric: bool, with_latent: bool):
     """View tokens looked up, attention among them and the latent's, and their summary, at points [first, last).
@@ -933,7 +990,7 @@ def token_kernel(width: int, heads: int, head_width: int, symmetric: bool, with_
                     score = group_sums(multiply(query, load(keys, answering * mixed, mixed)), heads)
                     score = add(score, filled(silence[answering], heads))
                     store(scores, (token * count + answering) * heads, score)
-                    best = larger(best, score)
+                    best = larger(score, best)
                 for answering in range(count):
                     at = (token * count + answering) * heads
                     store(scores, at, subtract(load(scores, at, heads), best))
@@ -979,10 +1036,10 @@ def token_kernel(width: int, heads: int, head_width: int, symmetric: bool, with_
             if with_latent:
                 store(out, at, load(tokens, views * width, width))
 
-    return _compile(kernel)
+    return kernel
 
 
-@functools.cache
+@_compiled
 @no_type_check
 def fourier_kernel(frequencies: int):
     """``radiance_field.fourier_features`` of points [first, last): ``positions`` [point, 3], ``out`` [point, width]."""
@@ -994,17 +1051,16 @@ def fourier_kernel(frequencies: int):
     def kernel(positions, first, last, out):
         angles = np.empty(angles_count, F32)
         for point in range(first, last):
-            largest = F32(0)
+            small = True
             for axis in range(3):
                 number = positions[3 * point + axis]
                 out[point * width + axis] = number
-                size = abs(number) * highest
-                largest = size if not size <= largest else largest  # also where it is no number
+                small = small and abs(number) * highest < F32(LARGEST_ANGLE)
                 for octave in range(frequencies):
                     angles[3 * octave + axis] = number
                     number *= F32(2)
             at = point * width + 3
-            if largest < F32(LARGEST_ANGLE):
+            if small:
                 store(out, at, sine(load(angles, 0, angles_count), 0))
                 store(out, at + angles_count, sine(load(angles, 0, angles_count), 1))
             else:
@@ -1012,4 +1068,4 @@ def fourier_kernel(frequencies: int):
                     out[at + number] = np.sin(angles[number])
                     out[at + angles_count + number] = np.cos(angles[number])
 
-    return _compile(kernel)
+    return kernel

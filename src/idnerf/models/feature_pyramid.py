@@ -60,7 +60,7 @@ def matching_map(
     """The channels-last map of these features (``normalize_groups``) and of the images' colours, in float32."""
     features = features.permute(0, 2, 3, 1)
     colours = None if images is None else images.permute(0, 2, 3, 1)
-    if dispatch.usable(features, *([] if colours is None else [colours])):
+    if dispatch.usable(*([] if colours is None else [colours]), features=features):
         return dispatch.normalize_groups(features, groups, colours)
     normalized = normalize_groups(features.float(), groups)
     return normalized if colours is None else torch.cat([normalized, colours], -1)

@@ -236,7 +236,7 @@ class FineSamples(nn.Module):
         assert found.values is not None
         samples = tokens.shape[1]
         agreement = found.agreement.unflatten(1, (samples, -1))
-        if dispatch.usable(tokens, found.values) and samples < MANY_SAMPLES:
+        if dispatch.usable(positions, found.values, features=tokens) and samples < MANY_SAMPLES:
             return dispatch.composite_rays(self._ray_network(), tokens, agreement, positions, found.values, found.seen)
         tokens = self.attention(tokens)
         sigmas = F.softplus(self.density(tokens)[..., 0].float() + self.similarity_gain * agreement)

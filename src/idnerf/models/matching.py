@@ -111,7 +111,7 @@ def with_taps(reprojection: Reprojection, maps: PairMaps, behaviour: Behaviour) 
     """
     if reprojection.pixels.device.type != "cpu" or reprojection.taps is not None:
         return reprojection
-    if dispatch.usable_in_float32(*maps.scales, reprojection.pixels):
+    if dispatch.usable(*maps.scales, reprojection.pixels):
         return reprojection
     taps = []
     for scale in maps.scales:
@@ -124,7 +124,7 @@ def lookup_colours(
     images: Float[Tensor, "batch view height width 3"], pixels: Float[Tensor, "batch view point 2"]
 ) -> Float[Tensor, "batch view point 3"]:
     """Bilinear colours of channels-last images, border values outside."""
-    look_up = dispatch.look_up if dispatch.usable_in_float32(images, pixels) else bilinear_lookup
+    look_up = dispatch.look_up if dispatch.usable(images, pixels) else bilinear_lookup
     colours = look_up(images.flatten(0, 1), pixels.flatten(0, 1))
     return colours.unflatten(0, images.shape[:2])
 
@@ -263,7 +263,7 @@ def matching_cue(
     visible = reprojection.visible
     first, second = (list(members) for members in zip(*view_pairs(visible.shape[1]), strict=True))
     weights = behaviour.pair_weights(visible[:, first], visible[:, second])
-    if dispatch.usable_in_float32(*maps.scales, reprojection.pixels):
+    if dispatch.usable(*maps.scales, reprojection.pixels):
         cues = []
         for scale, count in zip(maps.scales, groups, strict=True):
             size = (scale.shape[4], scale.shape[3])

@@ -209,7 +209,7 @@ class PaperModel(nn.Module):
                 f"give {self.config.num_views} views, or weights with symmetric view aggregation."
             )
         maps = self.encoder(source.images)
-        compiled = dispatch.usable_in_float32(*maps.scales)  # computes lengths where it looks features up
+        compiled = dispatch.usable(*maps.scales)  # computes lengths where it looks features up
         if maps.coarse.device.type == "cpu" and not torch.is_grad_enabled() and not compiled:
             coarse, fine = (corner_products(m, g) for m, g in zip(maps.scales, self.config.groups, strict=True))
             maps = replace(maps, products=(coarse, fine))
@@ -404,7 +404,7 @@ class Refinement(nn.Module):
         Without gradients, on a CPU and with numba installed, point by point in compiled code.
         """
         assert features.token_maps is not None
-        if dispatch.usable_in_float32(*features.token_maps, colours):
+        if dispatch.usable(*features.token_maps, colours):
             coarse, fine = (
                 behaviour.map_positions(reprojection.pixels, features.maps.padded_size, (maps.shape[3], maps.shape[2]))
                 for maps in features.token_maps

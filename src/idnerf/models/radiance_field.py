@@ -18,7 +18,7 @@ def fourier_features(positions: Float[Tensor, "*batch 3"], frequencies: int) -> 
 
     Without gradients, on a CPU and with numba installed, point by point in compiled code.
     """
-    if dispatch.usable_in_float32(positions):
+    if dispatch.usable(positions):
         encoded = dispatch.encode_positions(positions.reshape(-1, 3), frequencies)
         return encoded.view(*positions.shape[:-1], encoded.shape[1])
     scales = 2.0 ** torch.arange(frequencies, device=positions.device)
@@ -104,7 +104,7 @@ class RadianceField(nn.Module):
         answering: Bool[Tensor, "ray sample"] | None,
     ) -> Float[Tensor, "ray sample"]:
         """Without gradients, on a CPU and with numba installed, ray by ray in compiled code."""
-        if dispatch.usable_in_float32(hidden):
+        if dispatch.usable(hidden):
             t = self.ray_transformer
             inner, density = (layer for layer in self.density if isinstance(layer, nn.Linear))
             network = dispatch.DensityNetwork(t.heads, t.query, t.key, t.value, t.merge, t.norm, inner, density)

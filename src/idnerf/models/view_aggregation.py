@@ -53,7 +53,7 @@ class SymmetricViews(nn.Module):
 
         Without gradients, on a CPU and with numba installed, point by point in compiled code.
         """
-        if dispatch.usable_in_float32(colours, points):
+        if dispatch.usable(colours, points):
             hidden, code = (layer for layer in self.encode_view if isinstance(layer, nn.Linear))
             return dispatch.aggregate_views(
                 hidden, code, colours, visible, points, centers, directions, world_to_target

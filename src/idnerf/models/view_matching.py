@@ -58,7 +58,7 @@ def match_views(
     Args:
         maps: ``channels`` features in ``groups`` of unit length, then the colour or nothing.
     """
-    if dispatch.usable(maps, rays):
+    if dispatch.usable(maps, rays, b, inverse_depths):
         found = dispatch.match(
             maps,
             size,

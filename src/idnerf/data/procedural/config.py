@@ -25,7 +25,8 @@ class ProceduralConfig:
     supersample: int = 2
     """Colour at edges is the mean of supersample^2 rays per pixel (depth is always the pixel centre's)."""
     interiors: float = 0.0
-    """Share of scenes that are rooms of furniture and appliances: large even faces, on which little can be matched."""
+    """Share of scenes that are rooms of furniture and appliances: large even faces, on which little can be matched.
+    A pool keeps the scenes that it was filled with, whatever this says."""
     photo: float = 1.0
     """Strength of photographic effects (exposure, white balance, blur, noise); 0 gives clean renderings."""
 

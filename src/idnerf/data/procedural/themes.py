@@ -57,7 +57,6 @@ OBJECTS = (
     add_machine,
     add_ornament,
     add_shelf,
-    add_appliance,
 )
 SIMPLE_OBJECTS = {
     add_solid: 2.0,
@@ -70,7 +69,7 @@ SIMPLE_OBJECTS = {
 """Object makers with how often they are drawn at complexity 0."""
 
 THEMES = {
-    "anything": dict.fromkeys(OBJECTS[:-1], 1.0),
+    "anything": dict.fromkeys(OBJECTS, 1.0),
     "thicket": {
         add_plant: 3.0,
         add_grass: 1.5,
@@ -145,5 +144,5 @@ INTERIOR = {
     add_cables: 0.3,
     add_plant: 0.3,
 }
-"""A room of large, evenly painted things, at any complexity. Drawn apart from the themes (``interiors``): scenes
-without are those of before."""
+"""A room of large, evenly painted things, at any complexity. Drawn apart from the themes (``interiors``): at a
+share of 0 scenes are those of before."""
