@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from idnerf.geometry.rays import pixel_centers
-from idnerf.models.enlargement import ENLARGEMENT, enlarged, even_share
+from idnerf.models.enlargement import ENLARGEMENT, enlarged
 from idnerf.models.idnerf import IDNeRF, ModelConfig
 from idnerf.training.examples import stack_examples
 from idnerf.training.objectives import LossConfig, objective
@@ -71,17 +71,6 @@ def test_a_share_of_the_training_steps_enlarges(share, factors, monkeypatch):
         draws = torch.Generator().manual_seed(seed)
         objective(model, batch, LossConfig(), draws, rays_per_step=8, fast_share=0.5, enlarged_share=share)
     assert {size / batch.source.cameras.width for size in sizes} == factors
-
-
-@pytest.mark.parametrize(("rows", "enlarges"), [(4, True), (24, False)])
-def test_objects_on_an_even_ground_are_not_enlarged(rows, enlarges, generator):
-    source, _ = random_scene(1, 2, generator, size=(48, 48))
-    images = source.images.clone()
-    images[..., :rows, :] = 1.0
-    assert even_share(source) == 0
-    assert even_share(replace(source, images=images)) == pytest.approx(max(0, rows - 8) / 48, abs=0.1)
-    model = IDNeRF(ModelConfig(cascade=replace(TINY_CASCADE, enlarge_up_to=48 * 48)))
-    assert model.enlarges(replace(source, images=images)) == enlarges
 
 
 def test_only_the_cascade_enlarges():

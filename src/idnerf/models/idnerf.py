@@ -27,7 +27,7 @@ from idnerf.checkpoint import (
 from idnerf.errors import InputError
 from idnerf.hub import WEIGHTS_FILE, HubModel, model_card
 from idnerf.models.cascade import Cascade, CascadeConfig, Quality
-from idnerf.models.enlargement import ENLARGEMENT, MOST_EVEN, enlarged, even_share
+from idnerf.models.enlargement import ENLARGEMENT, enlarged
 from idnerf.models.latent import TargetLatent
 from idnerf.models.model_card import CardFacts, Report, card_figures, card_text
 from idnerf.models.paper import PaperConfig, PaperModel
@@ -220,10 +220,9 @@ class IDNeRF(nn.Module, HubModel):
             return self.core.encode(source)
 
     def enlarges(self, source: Views) -> bool:
-        """Whether these source views are enlarged before they are encoded: small ones, not on an even ground."""
+        """Whether these source views are enlarged before they are encoded, as small ones are."""
         width, height = source.cameras.size
-        small = isinstance(self.core, Cascade) and width * height <= self.config.cascade.enlarge_up_to
-        return small and even_share(source) <= MOST_EVEN
+        return isinstance(self.core, Cascade) and width * height <= self.config.cascade.enlarge_up_to
 
     def _mixed_precision(self) -> torch.autocast:
         enabled = self.precision == "bf16" and isinstance(self.core, Cascade)
