@@ -544,6 +544,10 @@ def test_a_run_folder_stands_for_its_weights(tmp_path):
         ({"samples_fast": 0}, "samples-fast"),
         ({"volume_widths": ()}, "volume-widths"),
         ({"token_width": 0}, "token-width"),
+        ({"volume_blocks": (0, 1, 2, 2, 1)}, "volume-blocks"),
+        ({"volume_blocks": (0, -1)}, "volume-blocks"),
+        ({"refinement_deeper": (96, 0)}, "refinement-deeper"),
+        ({"refinement_deeper": (96, 128, 128)}, "refinement-deeper"),
     ],
 )
 def test_bad_sizes_are_named_by_their_flag(change, named):
@@ -852,6 +856,40 @@ def test_weights_from_before_halved_matching_load_and_share_their_similarity(tmp
     monkeypatch.setattr(volume, "_match", as_if_never_halved)
     same = extended.render(example.source, example.target.cameras).rgb
     torch.testing.assert_close(same, expected, atol=1e-5, rtol=0)
+
+
+DEEPER = replace(TINY_CASCADE, volume_blocks=(0, 1, 2), refinement_deeper=(8, 10))
+
+
+def test_weights_from_before_further_blocks_and_scales_load_and_start_as_no_change(tmp_path):
+    torch.manual_seed(0)
+    old = waken(IDNeRF(TINY_MODELS["cascade"])).eval()
+    config = config_to_json(old.config)
+    for name in ("volume_blocks", "refinement_deeper"):
+        del config["cascade"][name]
+    write_tensors(tmp_path / "old.safetensors", old.state_dict(), {"config": config})
+    loaded = IDNeRF.from_pretrained(tmp_path / "old.safetensors")
+    assert loaded.config == old.config
+    example = tiny_example(size=(70, 50))  # not a multiple of the smallest scale
+    expected = old.render(example.source, example.target.cameras).rgb
+    assert torch.equal(loaded.render(example.source, example.target.cameras).rgb, expected)
+
+    extended = IDNeRF.extending(tmp_path / "old.safetensors", ModelConfig(cascade=DEEPER)).eval()
+    assert {name.split(".")[2] for name in extended.added} == {"unet", "deeper"}
+    torch.testing.assert_close(extended.render(example.source, example.target.cameras).rgb, expected, atol=1e-6, rtol=0)
+    batch = stack_examples([tiny_example(size=(64, 48))])
+    optimizer = torch.optim.Adam([p for name, p in extended.named_parameters() if name in extended.added], 1e-2)
+    losses = []
+    for _ in range(12):
+        optimizer.zero_grad()
+        loss = cascade_objective(extended.core, batch, LossConfig(), seeded(1)).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0] - 0.05, losses
+    added = dict(extended.named_parameters())
+    for name in ("core.volume.unet.more.2.1.conv2.weight", "core.refinement.deeper.downs.1.0.weight"):
+        assert added[name].grad is not None and added[name].grad.any(), name
 
 
 @pytest.mark.parametrize("size", [(64, 48), (61, 47)])

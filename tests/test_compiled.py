@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from idnerf.compiled import dispatch
+from idnerf.compiled import dispatch, gradients
 from idnerf.models.behaviour import Behaviour, PublishedBehaviour
 from idnerf.models.feature_pyramid import matching_map
 from idnerf.models.fine_samples import FineSamples
@@ -21,9 +21,21 @@ from idnerf.models.paper import PaperConfig, PaperFeatures, Refinement
 from idnerf.models.radiance_field import RadianceField, fourier_features
 from idnerf.models.view_aggregation import SymmetricViews
 from idnerf.models.view_matching import Matching, match_views
-from tiny_cases import TINY_MODELS, plane_views, rotation, waken, with_latent
+from idnerf.training.examples import stack_examples
+from idnerf.training.objectives import LossConfig, cascade_objective
+from tiny_cases import TINY_MODELS, plane_views, rotation, tiny_example, waken, with_latent
 
 pytest.importorskip("numba")
+
+MATCHING = pytest.mark.parametrize(
+    ("channels", "groups", "colours", "per_pixel", "options"),
+    [
+        (8, 2, 0, False, {}),
+        (32, 8, 0, False, {"only_similarity": True}),
+        (16, 4, 3, True, {}),
+        (12, 3, 3, True, {"keep_values": True}),
+    ],
+)
 
 
 @pytest.fixture
@@ -36,6 +48,28 @@ def both(monkeypatch):
             monkeypatch.setattr(dispatch, "available", lambda on=switched_on: on)
             with torch.no_grad():
                 results.append(function())
+        return results
+
+    return run
+
+
+@pytest.fixture
+def both_gradients(monkeypatch):
+    """Calls a function of one tensor without and with the kernels: (what it returns, the gradient of the tensor) each.
+
+    The function returns tensors; their entries weigh at random.
+    """
+
+    def run(function, tensor):
+        results = []
+        for switched_on in (False, True):
+            monkeypatch.setattr(dispatch, "available", lambda on=switched_on: on)
+            variable = tensor.clone().requires_grad_()
+            found = function(variable)
+            generator = torch.Generator().manual_seed(7)
+            total = sum((x.double() * torch.randn(x.shape, generator=generator)).sum() for x in found)
+            total.backward()
+            results.append(([x.detach() for x in found], variable.grad))
         return results
 
     return run
@@ -64,15 +98,7 @@ def assert_same_matching(ours: Matching, expected: Matching):
 
 
 @pytest.mark.parametrize("views", [2, 3, 5])
-@pytest.mark.parametrize(
-    ("channels", "groups", "colours", "per_pixel", "options"),
-    [
-        (8, 2, 0, False, {}),
-        (32, 8, 0, False, {"only_similarity": True}),
-        (16, 4, 3, True, {}),
-        (12, 3, 3, True, {"keep_values": True}),
-    ],
-)
+@MATCHING
 def test_matching_is_the_same(both, views, channels, groups, colours, per_pixel, options):
     inputs = points(views, channels, colours, 4, 50, per_pixel, batch=2)
     expected, ours = both(lambda: match_views(*inputs, channels, groups, **options))
@@ -103,7 +129,7 @@ def test_points_that_are_no_numbers_stay_inside_the_maps(both):
 
 
 def test_threads_change_nothing_but_rounding(monkeypatch):
-    shared, call = set(), dispatch._call
+    shared, call = set(), dispatch.call
 
     def recording(kernel, inputs, outputs, first, last):
         if first:
@@ -111,7 +137,7 @@ def test_threads_change_nothing_but_rounding(monkeypatch):
         call(kernel, inputs, outputs, first, last)
 
     monkeypatch.setattr(dispatch, "POINTS_PER_THREAD", 7)
-    monkeypatch.setattr(dispatch, "_call", recording)
+    monkeypatch.setattr(dispatch, "call", recording)
     views, found = plane_views(4), []
     models = [waken(IDNeRF(config)).eval() for config in (TINY_MODELS["cascade"], with_latent("paper", "pixel"))]
     for threads in (1, 3):
@@ -375,10 +401,110 @@ def test_a_view_is_the_same(both, sources, quality):
         torch.testing.assert_close(getattr(ours, field.name), getattr(expected, field.name), rtol=1e-3, atol=1e-3)
 
 
-def test_kernels_are_for_cpus_without_gradients():
+@pytest.mark.parametrize("views", [2, 3, 5])
+@MATCHING
+def test_gradients_of_matching_are_the_same(both_gradients, views, channels, groups, colours, per_pixel, options):
+    maps, *where = points(views, channels, colours, 4, 50, per_pixel, batch=2)
+
+    def match(maps):
+        found = match_views(maps, *where, channels, groups, **options)
+        return [found.cues, found.agreement] + ([] if found.values is None else [found.values[..., :channels]])
+
+    (expected, of_maps), (ours, of_our_maps) = both_gradients(match, maps)
+    for one, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    assert of_maps.abs().max() > 1 and not of_our_maps[..., channels:].any()
+    torch.testing.assert_close(of_our_maps, of_maps, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (5, 1)])
+def test_gradients_of_maps_of_one_row_or_column(both_gradients, size):
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(1, 2, *size, 4, generator=generator)
+    rays = torch.rand(1, 2, 40, 3, generator=generator) * torch.tensor([12.0, 12.0, 1.0])
+    where = ((2 * size[1], 2 * size[0]), rays, torch.zeros(1, 2, 3), torch.ones(1, 1, 1), 2)
+    (_, expected), (_, ours) = both_gradients(lambda maps: [match_views(maps, *where, 4, 2).cues], maps)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_at_points_that_are_no_numbers_stay_inside_the_maps():
+    maps, size, rays, b, inverse_depths, scale = points(2, 4, 0, 3, 20, True)
+    inverse_depths[0, 0] = torch.nan
+    inverse_depths[0, 1] = torch.inf
+    maps.requires_grad_()
+    found = gradients.match(maps, size, rays, b, inverse_depths, scale, 4, 2, keep_values=True)
+    (found[0].sum() + found[3].sum()).backward()
+    assert maps.grad is not None and maps.grad.isfinite().all()
+
+
+def test_gradients_in_chunks_and_threads_are_the_same(monkeypatch):
+    """Bit for bit: a training resumed with another number of threads goes on alike."""
+    maps, *where = points(3, 8, 0, 4, 50, False)
+    found = []
+    for chunk, threads in ((10**6, 1), (70, 1), (70, 3)):
+        monkeypatch.setattr(gradients, "POINTS_PER_CHUNK", chunk)
+        monkeypatch.setattr(dispatch, "POINTS_PER_THREAD", 7)
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        variable = maps.clone().requires_grad_()
+        gradients.match(variable, *where, 8, 2)[0].square().sum().backward()
+        found.append(variable.grad)
+    assert found[0].any() and all(torch.equal(x, found[0]) for x in found[1:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("colours", [False, True])
+def test_gradients_of_matching_maps_are_the_same(both_gradients, dtype, colours, generator):
+    features = (torch.randn(2, 12, 7, 9, generator=generator) + 3).to(dtype)
+    images = torch.rand(2, 3, 7, 9, generator=generator) if colours else None
+    (_, expected), (_, ours) = both_gradients(lambda x: [matching_map(x, 3, images)], features)
+    assert ours.dtype == dtype
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(ours, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("planes", "height4", "width4"), [(5, 3, 4), (1, 3, 4), (4, 1, 1)])
+def test_gradients_of_voxels_are_the_same(both_gradients, planes, height4, width4, generator):
+    features = torch.randn(2, 8, planes, height4, width4, generator=generator)
+    logits = torch.randn(2, planes, height4, width4, generator=generator)
+    size = (4 * height4, 4 * width4)
+    pixels = torch.rand(*size, 2, generator=generator) * 1.2 * torch.tensor([size[1], size[0]])
+    positions = torch.rand(2, 3, *size, generator=generator)
+    positions[:, 0] = 0
+    positions[:, 1] = 1
+
+    def look_up(features):
+        return [VoxelLookup(DepthDistribution(F.log_softmax(logits, 1), features)).at(pixels, positions)]
+
+    (_, expected), (_, ours) = both_gradients(look_up, features)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("quality", ["full", "fast"])
+def test_a_training_step_has_the_same_gradients(monkeypatch, quality):
+    found = []
+    for switched_on in (False, True):
+        monkeypatch.setattr(dispatch, "available", lambda on=switched_on: on)
+        torch.manual_seed(0)
+        model = waken(IDNeRF(TINY_MODELS["cascade"]))
+        generator = torch.Generator().manual_seed(3)
+        result = cascade_objective(model.core, stack_examples([tiny_example()]), LossConfig(), generator, quality)
+        result.loss.backward()
+        found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    expected, ours = found
+    assert expected.keys() == ours.keys()
+    largest = max(float(gradient.abs().max()) for gradient in expected.values())
+    for name, gradient in expected.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-3, atol=1e-5 * largest)
+
+
+def test_kernels_are_for_cpus():
     x = torch.zeros(3)
     assert not dispatch.usable(x)  # gradients are on
+    assert gradients.usable(x) and gradients.usable(x.bfloat16(), x)
+    assert not gradients.usable(x.double()) and not gradients.usable(x, x.bfloat16())
+    assert not gradients.usable(x.to("meta")) and not gradients.usable(x, x.to("meta"))
     with torch.no_grad():
+        assert not gradients.usable(x)
         assert dispatch.usable(x)
         assert not dispatch.usable(x.bfloat16())
         assert dispatch.usable(x, features=x.bfloat16()) and not dispatch.usable(x, features=x.double())

@@ -25,7 +25,7 @@ SWITCH = "IDNERF_COMPILED"
 """Environment variable: ``0`` keeps to PyTorch."""
 POINTS_PER_THREAD = 2048
 """Fewer are not worth another thread."""
-_FEATURE_TYPES = (torch.float32, torch.bfloat16)
+FEATURE_TYPES = (torch.float32, torch.bfloat16)
 
 
 @functools.cache
@@ -47,7 +47,7 @@ def usable(*tensors: Tensor, features: Tensor | None = None) -> bool:
     """Whether the kernels take these: float32 on a CPU (``features``: or bfloat16), and no gradient wanted."""
     if torch.is_grad_enabled() or any(x.device.type != "cpu" or x.dtype != torch.float32 for x in tensors):
         return False
-    if features is not None and (features.device.type != "cpu" or features.dtype not in _FEATURE_TYPES):
+    if features is not None and (features.device.type != "cpu" or features.dtype not in FEATURE_TYPES):
         return False
     return available()
 
@@ -58,22 +58,28 @@ def normalize_groups(
     colours: Float[Tensor, "image height width 3"] | None = None,
 ) -> Float[Tensor, "image height width value"]:
     """What ``feature_pyramid.matching_map`` makes of these."""
-    from idnerf.compiled.kernels import row_sum_kernel, unit_length_kernel
+    from idnerf.compiled.kernels import unit_length_kernel
 
     images, height, width, channels = features.shape
     colour_count = 0 if colours is None else 3
-    halves = features.dtype == torch.bfloat16
-    add_up, normalize = row_sum_kernel(channels, halves), unit_length_kernel(channels, groups, colour_count, halves)
+    normalize = unit_length_kernel(channels, groups, colour_count, features.dtype == torch.bfloat16)
     out = features.new_empty(images, height, width, channels + colour_count, dtype=torch.float32)
     for image in range(images):
-        flat, sums = _flat(features[image]), torch.empty(height, channels)
-        _in_threads(
-            height, partial(_call, add_up, (flat, width), (_flat(sums),)), fewest=POINTS_PER_THREAD // width + 1
-        )
-        mean = (sums.double().sum(0) / (height * width)).float()
-        inputs = (flat, _flat(mean), _flat(torch.empty(1) if colours is None else colours[image]))
-        _in_threads(height * width, partial(_call, normalize, inputs, (_flat(out[image]),)))
+        mean = channel_means(features[image])
+        inputs = (flat(features[image]), flat(mean), flat(torch.empty(1) if colours is None else colours[image]))
+        in_threads(height * width, partial(call, normalize, inputs, (flat(out[image]),)))
     return out
+
+
+def channel_means(features: Float[Tensor, "height width channel"]) -> Float[Tensor, "channel"]:
+    """Over the pixels, added up in double precision."""
+    from idnerf.compiled.kernels import row_sum_kernel
+
+    height, width, channels = features.shape
+    add_up, sums = row_sum_kernel(channels, features.dtype == torch.bfloat16), torch.empty(height, channels)
+    run = partial(call, add_up, (flat(features), width), (flat(sums),))
+    in_threads(height, run, fewest=POINTS_PER_THREAD // width + 1)
+    return (sums.double().sum(0) / (height * width)).float()
 
 
 def match(
@@ -106,12 +112,12 @@ def match(
     seen = torch.empty(batch, views, points, dtype=torch.bool)
     values = rays.new_empty(batch, views, points, count) if keep_values else None
     for item in range(batch):
-        inputs = (_flat(maps[item]), views, height, width, _flat(rays[item]), _flat(b[item]))
-        depths = (_flat(inverse_depths[item]), pixels, inverse_depths.shape[2] > 1)
+        inputs = (flat(maps[item]), views, height, width, flat(rays[item]), flat(b[item]))
+        depths = (flat(inverse_depths[item]), pixels, inverse_depths.shape[2] > 1)
         sizes = (np.float32(size[0]), np.float32(size[1]), np.float32(scale), points)
-        kept = _flat(rays.new_empty(1) if values is None else values[item])
-        outputs = (_flat(cues[item]), _flat(agreement[item]), _flat(seen[item]), kept)
-        _in_threads(points, partial(_call, kernel, (*inputs, *depths, *sizes), outputs))
+        kept = flat(rays.new_empty(1) if values is None else values[item])
+        outputs = (flat(cues[item]), flat(agreement[item]), flat(seen[item]), kept)
+        in_threads(points, partial(call, kernel, (*inputs, *depths, *sizes), outputs))
     return cues, agreement, seen, values
 
 
@@ -129,8 +135,8 @@ def look_up_voxels(
     kernel = voxel_kernel(channels)
     out = volumes.new_empty(batch, points, channels)
     for item in range(batch):
-        inputs = (_flat(volumes[item]), planes, height, width, _flat(cells), _flat(positions[item]), pixels)
-        _in_threads(points, partial(_call, kernel, inputs, (_flat(out[item]),)))
+        inputs = (flat(volumes[item]), planes, height, width, flat(cells), flat(positions[item]), pixels)
+        in_threads(points, partial(call, kernel, inputs, (flat(out[item]),)))
     return out
 
 
@@ -179,7 +185,7 @@ def composite_rays(
     n = network
     matrices = (n.norm.weight, n.norm.bias, n.to_qkv.weight.T, n.to_qkv.bias, n.out.weight.T, n.out.bias)
     matrices = (*matrices, n.hidden.weight.T, n.hidden.bias, n.density.weight)
-    layers = tuple(_flat(matrix) for matrix in matrices)
+    layers = tuple(flat(matrix) for matrix in matrices)
     numbers = (np.float32(n.density.bias.item()), np.float32(n.gain.item()), np.float32(n.norm.eps))
     new = values.new_empty
     result = CompositedRays(
@@ -190,10 +196,10 @@ def composite_rays(
         new(batch, rays),
     )
     for item in range(batch):
-        points = (_flat(agreement[item]), _flat(positions[item]), _flat(values[item]), _flat(seen[item]), views)
-        outputs = tuple(_flat(getattr(result, field.name)[item]) for field in fields(result))
-        inputs = (_flat(tokens[item]), rays, *layers, *numbers, *points)
-        _in_threads(rays, partial(_call, kernel, inputs, outputs))
+        points = (flat(agreement[item]), flat(positions[item]), flat(values[item]), flat(seen[item]), views)
+        outputs = tuple(flat(getattr(result, field.name)[item]) for field in fields(result))
+        inputs = (flat(tokens[item]), rays, *layers, *numbers, *points)
+        in_threads(rays, partial(call, kernel, inputs, outputs))
     return result
 
 
@@ -211,8 +217,8 @@ def match_pairs(
     kernel = pair_kernel(channels, groups)
     cues = positions.new_empty(batch, points, groups)
     for item in range(batch):
-        inputs = (_flat(maps[item]), views, height, width, _flat(positions[item]), _flat(weights[item]), points)
-        _in_threads(points, partial(_call, kernel, inputs, (_flat(cues[item]),)))
+        inputs = (flat(maps[item]), views, height, width, flat(positions[item]), flat(weights[item]), points)
+        in_threads(points, partial(call, kernel, inputs, (flat(cues[item]),)))
     return cues
 
 
@@ -227,8 +233,8 @@ def look_up(
     kernel = lookup_kernel(channels)
     out = maps.new_empty(images, points, channels)
     for image in range(images):
-        inputs = (_flat(maps[image]), height, width, _flat(positions[image]))
-        _in_threads(points, partial(_call, kernel, inputs, (_flat(out[image]),)))
+        inputs = (flat(maps[image]), height, width, flat(positions[image]))
+        in_threads(points, partial(call, kernel, inputs, (flat(out[image]),)))
     return out
 
 
@@ -247,13 +253,13 @@ def aggregate_views(
 
     batch, views, count, _ = colours.shape
     kernel = view_code_kernel(hidden.out_features, code.out_features)
-    layers = tuple(_flat(matrix) for matrix in (hidden.weight.T, hidden.bias, code.weight.T, code.bias))
+    layers = tuple(flat(matrix) for matrix in (hidden.weight.T, hidden.bias, code.weight.T, code.bias))
     out = colours.new_empty(batch, count, 7 + code.out_features)
     samples = count // directions.shape[1]
     for item in range(batch):
-        places = (_flat(points[item]), _flat(centers[item]), _flat(directions[item]), samples)
-        inputs = (_flat(colours[item]), _flat(seen[item]), *places, _flat(world_to_target[item]))
-        _in_threads(count, partial(_call, kernel, (*inputs, *layers, views, count), (_flat(out[item]),)))
+        places = (flat(points[item]), flat(centers[item]), flat(directions[item]), samples)
+        inputs = (flat(colours[item]), flat(seen[item]), *places, flat(world_to_target[item]))
+        in_threads(count, partial(call, kernel, (*inputs, *layers, views, count), (flat(out[item]),)))
     return out
 
 
@@ -285,16 +291,16 @@ def refine_views(
     width, mixed = n.norm.normalized_shape[0], n.merge.in_features
     kernel = token_kernel(width, n.heads, mixed // n.heads, n.symmetric, latent is not None)
     matrices = (n.of_colour.weight.T, n.of_colour.bias, n.to_qkv.weight.T, n.merge.weight.T, n.norm.weight, n.norm.bias)
-    layers = (*map(_flat, matrices), np.float32(n.norm.eps))
+    layers = (*map(flat, matrices), np.float32(n.norm.eps))
     out = colours.new_empty(batch, count, ((2 if n.symmetric else views) + (latent is not None)) * width)
     samples = 1 if latent is None else count // latent.shape[1]
     for item in range(batch):
         inputs = ()
         for table, at in zip(maps, positions, strict=True):
-            inputs = (*inputs, _flat(table[item]), *table.shape[2:4], _flat(at[item]))
-        of_latent = _flat(colours.new_empty(1) if latent is None else latent[item])
-        inputs = (*inputs, _flat(colours[item]), _flat(seen[item]), of_latent, samples)
-        _in_threads(count, partial(_call, kernel, (*inputs, *layers, views, count), (_flat(out[item]),)))
+            inputs = (*inputs, flat(table[item]), *table.shape[2:4], flat(at[item]))
+        of_latent = flat(colours.new_empty(1) if latent is None else latent[item])
+        inputs = (*inputs, flat(colours[item]), flat(seen[item]), of_latent, samples)
+        in_threads(count, partial(call, kernel, (*inputs, *layers, views, count), (flat(out[item]),)))
     return out
 
 
@@ -303,7 +309,7 @@ def encode_positions(positions: Float[Tensor, "point 3"], frequencies: int) -> F
     from idnerf.compiled.kernels import fourier_kernel
 
     out = positions.new_empty(len(positions), 3 + 6 * frequencies)
-    _in_threads(len(positions), partial(_call, fourier_kernel(frequencies), (_flat(positions),), (_flat(out),)))
+    in_threads(len(positions), partial(call, fourier_kernel(frequencies), (flat(positions),), (flat(out),)))
     return out
 
 
@@ -334,28 +340,28 @@ def ray_densities(
     n = network
     kernel = ray_density_kernel(width, n.heads, samples)
     matrices = (n.query.weight, n.key.weight, n.value.weight, n.merge.weight, n.norm.weight, n.norm.bias)
-    layers = (*map(_flat, matrices), np.float32(n.norm.eps), _flat(n.hidden.weight), _flat(n.hidden.bias))
-    layers = (*layers, _flat(n.density.weight), np.float32(n.density.bias.item()))
+    layers = (*map(flat, matrices), np.float32(n.norm.eps), flat(n.hidden.weight), flat(n.hidden.bias))
+    layers = (*layers, flat(n.density.weight), np.float32(n.density.bias.item()))
     all_do = torch.ones(1, dtype=torch.bool)
-    masks = tuple(_flat(all_do if mask is None else mask) for mask in (asking, answering))
+    masks = tuple(flat(all_do if mask is None else mask) for mask in (asking, answering))
     raw = tokens.new_empty(rays, samples)
-    run = partial(_call, kernel, (_flat(tokens), rays, *layers, *masks), (_flat(raw),))
-    _in_threads(rays, run, fewest=POINTS_PER_THREAD // (4 * samples) + 1)  # a sample takes longer than a point
+    run = partial(call, kernel, (flat(tokens), rays, *layers, *masks), (flat(raw),))
+    in_threads(rays, run, fewest=POINTS_PER_THREAD // (4 * samples) + 1)  # a sample takes longer than a point
     return raw
 
 
-def _flat(x: Tensor) -> np.ndarray:
+def flat(x: Tensor) -> np.ndarray:
     """All its numbers; bfloat16 as the bits of its numbers. Shares memory where the tensor is contiguous."""
-    x = x.detach().reshape(-1)
+    x = x.detach().contiguous().view(-1)  # ``reshape`` leaves expanded numbers as they are
     return x.view(torch.uint16).numpy() if x.dtype == torch.bfloat16 else x.numpy()
 
 
-def _call(kernel: Callable[..., None], inputs: tuple, outputs: tuple, first: int, last: int) -> None:
+def call(kernel: Callable[..., None], inputs: tuple, outputs: tuple, first: int, last: int) -> None:
     """Points [first, last) of them."""
     kernel(*inputs, first, last, *outputs)
 
 
-def _in_threads(count: int, run: Callable[[int, int], None], fewest: int | None = None) -> None:
+def in_threads(count: int, run: Callable[[int, int], None], fewest: int | None = None) -> None:
     """``run(first, last)`` for runs of ``count``, one in each of as many threads as PyTorch would take here.
 
     ``fewest``: not worth another thread.

@@ -5,8 +5,8 @@ loops are over channels, whose number is known when a kernel is compiled: ``Vect
 which LLVM maps to the processor's own vectors. Written out because numba's own loops over arrays must assume that one
 array may overlap the other, and are several times slower (benchmarks/NOTES.md).
 
-This is the only file that imports numba, and it is imported when the first view is rendered. All of it is one file
-because numba's cache of compiled kernels is renewed when this file changes.
+This is the only file that imports numba, and it is imported when the first view is rendered. Numba's cache of a kernel
+is renewed when the file that holds it changes: who changes a vector operation here touches ``gradient_kernels.py`` too.
 """
 
 import functools
@@ -20,7 +20,7 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core.errors import TypingError
-from numba.extending import intrinsic, models, register_model
+from numba.extending import intrinsic, models, register_jitable, register_model
 
 FLAGS = ("contract", "reassoc", "nsz")
 """Freedom given to the compiler: sums in any order and fused multiply-adds, but numbers that are not finite stay so."""
@@ -81,6 +81,18 @@ multiply = _elementwise(lambda builder, a, b: builder.fmul(a, b, flags=FLAGS))
 divide = _elementwise(lambda builder, a, b: builder.fdiv(a, b, flags=FLAGS))
 # where the first is no number, so is the result: a network that diverged must show
 larger = _elementwise(lambda builder, a, b: builder.select(builder.fcmp_unordered(">", a, b), a, b))
+
+
+@intrinsic
+@no_type_check
+def where_equal(typing_context, first, second, value):
+    """Lanes of ``value`` where the other two are the same, 0 elsewhere."""
+
+    def generate(context, builder, signature, arguments):
+        same = builder.fcmp_ordered("==", arguments[0], arguments[1])
+        return builder.select(same, arguments[2], _constant(0.0, value.length))
+
+    return value(first, second, value), generate
 
 
 @intrinsic(prefer_literal=True)
@@ -333,7 +345,7 @@ _MADE: dict[tuple[Any, ...], Any] = {}
 _LOCK = threading.Lock()
 
 
-def _compiled(factory: Any) -> Any:
+def compiled(factory: Any) -> Any:
     """A factory's kernels: for every choice of sizes one, compiled when it is first called, without Python's lock.
 
     Every one has a file of its own in numba's cache: numba writes an index of several without a lock, and two processes
@@ -379,9 +391,11 @@ def _kept(function: Any) -> Any:
 
 
 F32 = np.float32
+inlined = register_jitable
+"""A function that kernels may call."""
 
 
-@_compiled
+@compiled
 @no_type_check
 def row_sum_kernel(channels: int, halves: bool):
     """Sums of the rows [first, last) of a map [row, column, channel]: ``sums`` [row, channel].
@@ -400,7 +414,7 @@ def row_sum_kernel(channels: int, halves: bool):
     return kernel
 
 
-@_compiled
+@compiled
 @no_type_check
 def unit_length_kernel(channels: int, groups: int, colours: int, halves: bool):
     """Features of pixels [first, last) centred and scaled to unit length by group, then their colour, into ``out``."""
@@ -421,7 +435,7 @@ def unit_length_kernel(channels: int, groups: int, colours: int, halves: bool):
     return kernel
 
 
-@_compiled
+@compiled
 @no_type_check
 def match_kernel(channels: int, groups: int, colours: int, only_similarity: bool):
     """Projection, lookup and matching of points [first, last) of [sample, pixel]; arrays are flat.
@@ -525,7 +539,7 @@ def match_kernel(channels: int, groups: int, colours: int, only_similarity: bool
     return kernel
 
 
-@_compiled
+@compiled
 @no_type_check
 def voxel_kernel(channels: int):
     """Trilinear lookup in one volume [plane, height, width, channel] at points [first, last) of [sample, pixel].
@@ -562,7 +576,7 @@ def voxel_kernel(channels: int):
     return kernel
 
 
-@_compiled
+@compiled
 @no_type_check
 def ray_kernel(
     width: int, heads: int, head_width: int, hidden: int, samples: int, values_count: int, slope: float, halves: bool
@@ -671,7 +685,7 @@ def ray_kernel(
     return kernel
 
 
-@_compiled
+@compiled
 @no_type_check
 def pair_kernel(channels: int, groups: int):
     """Lookup of both members of every pair in maps of one scale at points [first, last), and their group-wise cosines.
@@ -729,7 +743,7 @@ def pair_kernel(channels: int, groups: int):
     return kernel
 
 
-@_compiled
+@compiled
 @no_type_check
 def ray_density_kernel(width: int, heads: int, samples: int):
     """``RayTransformer`` and the density's layers along the rays [first, last): ``raw`` [ray, sample].
@@ -813,7 +827,7 @@ def ray_density_kernel(width: int, heads: int, samples: int):
     return kernel
 
 
-@_compiled
+@compiled
 @no_type_check
 def lookup_kernel(channels: int):
     """Bilinear lookup in one map [height, width, channel] at points [first, last): ``out`` [point, channel].
@@ -843,7 +857,7 @@ def lookup_kernel(channels: int):
     return kernel
 
 
-@_compiled
+@compiled
 @no_type_check
 def view_code_kernel(hidden: int, code: int):
     """``view_aggregation.SymmetricViews`` at points [first, last) of [ray, sample]: ``out`` [point, 7 + code].
@@ -907,7 +921,7 @@ def view_code_kernel(hidden: int, code: int):
     return kernel
 
 
-@_compiled
+@compiled
 @no_type_check
 def token_kernel(width: int, heads: int, head_width: int, symmetric: bool, with_latent: bool):
     """View tokens looked up, attention among them and the latent's, and their summary, at points [first, last).
@@ -1039,7 +1053,7 @@ def token_kernel(width: int, heads: int, head_width: int, symmetric: bool, with_
     return kernel
 
 
-@_compiled
+@compiled
 @no_type_check
 def fourier_kernel(frequencies: int):
     """``radiance_field.fourier_features`` of points [first, last): ``positions`` [point, 3], ``out`` [point, width]."""

@@ -34,6 +34,10 @@ from idnerf.types import Cameras, RenderOutput, Views
 Quality = Literal["full", "fast"]
 
 
+DEEPER_SCALES = 2
+"""More of the image-space refinement do not fit tiles of ``Cascade.tile_stride``."""
+
+
 def flag(field: str) -> str:
     """A field's name on the command line."""
     return field.replace("_", "-")
@@ -63,6 +67,8 @@ class CascadeConfig:
     """Groups of the fine group-wise similarity."""
     volume_widths: tuple[int, ...] = (16, 32, 48, 64)
     """3D U-Net channels at strides 1, 2, 4, 8 of the coarse volume."""
+    volume_blocks: tuple[int, ...] = ()
+    """Further residual blocks at strides 1, 2, 4, 8 of the coarse volume; none where there is no number."""
     voxel_channels: int = 8
     """Features that the coarse volume hands to the samples."""
     middle_widths: tuple[int, int] = (16, 32)
@@ -75,6 +81,8 @@ class CascadeConfig:
     """Blend once more with the context of the image-space refinement."""
     refinement_widths: tuple[int, int, int] = (32, 48, 64)
     """Image-space refinement channels at scales 1, 1/2, 1/4."""
+    refinement_deeper: tuple[int, ...] = ()
+    """Its channels at 1/8 and 1/16; without a number it has no such scale."""
     view_refinement: bool = False
     """Attention among the views' tokens (and the latent's) at every pixel, before blending."""
     view_width: int = 8
@@ -108,6 +116,13 @@ class CascadeConfig:
         check_latent_options(self.latent_query, self.view_refinement, self.latent_size, "model.cascade")
         for name, value in dataclasses.asdict(self).items():
             if name in ("view_refinement", "latent_query", "latent_size", "context_blending"):
+                continue
+            if name in ("volume_blocks", "refinement_deeper"):
+                most, least = (len(self.volume_widths), 0) if name == "volume_blocks" else (DEEPER_SCALES, 1)
+                if len(value) > most or min(value, default=least) < least:
+                    raise InputError(
+                        f"--model.cascade.{flag(name)}: expected at most {most} numbers of {least} or more, got {value}"
+                    )
                 continue
             if name in ("cross_view_layers", "middle_hypotheses", "enlarge_up_to", "halvings"):
                 if value < 0:
@@ -177,6 +192,9 @@ class Cascade(nn.Module):
             start_at_unit_gain(self.middle)
         if c.context_blending:
             self.refinement.add_context_blending(c.blend_width)
+        self.volume.unet.add_blocks(c.volume_blocks)
+        if c.refinement_deeper:
+            self.refinement.add_scales(c.refinement_deeper)
         self.encoder.halvings = c.halvings
         self.volume.add_halved(c.halvings)
         if c.cross_view_layers:

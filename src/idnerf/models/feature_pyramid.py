@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from idnerf.compiled import dispatch
+from idnerf.compiled import dispatch, gradients
 from idnerf.models.activation import Activation, activate, start_at_unit_gain
 from idnerf.models.plane_conv import PlaneConv
 
@@ -60,8 +60,10 @@ def matching_map(
     """The channels-last map of these features (``normalize_groups``) and of the images' colours, in float32."""
     features = features.permute(0, 2, 3, 1)
     colours = None if images is None else images.permute(0, 2, 3, 1)
-    if dispatch.usable(*([] if colours is None else [colours]), features=features):
-        return dispatch.normalize_groups(features, groups, colours)
+    known = [] if colours is None else [colours]
+    compiled = gradients if gradients.usable(features, *known) else dispatch
+    if compiled is gradients or dispatch.usable(*known, features=features):
+        return compiled.normalize_groups(features, groups, colours)
     normalized = normalize_groups(features.float(), groups)
     return normalized if colours is None else torch.cat([normalized, colours], -1)
 

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from idnerf.compiled import dispatch
+from idnerf.compiled import dispatch, gradients
 from idnerf.geometry.projection import frustum_homography, homography_rays, trilinear_lookup
 from idnerf.geometry.rays import pixel_centers
-from idnerf.models.activation import activate
+from idnerf.models.activation import activate, start_at_unit_gain
 from idnerf.models.feature_pyramid import PyramidFeatures, ResidualBlock
 from idnerf.models.plane_conv import PlaneConv
 from idnerf.models.view_matching import Matching, match_views
@@ -58,8 +58,9 @@ class VoxelLookup:
     ) -> Float[Tensor, "batch point channel"]:
         """At ``pixels`` of the full-resolution tile and ``positions`` in [0, 1] of inverse depth, sample by sample."""
         cell = pixels / FrustumVolume.scale
-        if dispatch.usable(self.cells, positions):
-            return dispatch.look_up_voxels(self.cells, cell.flatten(0, 1), positions.flatten(2))
+        compiled = gradients if gradients.usable(self.cells, cell, positions) else dispatch
+        if compiled is gradients or dispatch.usable(self.cells, cell, positions):
+            return compiled.look_up_voxels(self.cells, cell.flatten(0, 1), positions.flatten(2))
         cell = cell.expand(*positions.shape, 2)
         where = torch.cat([cell, (positions * self.planes)[..., None]], -1)
         return trilinear_lookup(self.cells, where.flatten(1, 3))
@@ -74,12 +75,19 @@ class VolumeUNet(nn.Module):
         self.downs = nn.ModuleList(PlaneConv(a, b, stride=2) for a, b in itertools.pairwise(widths))
         self.laterals = nn.ModuleList(nn.Conv3d(b, a, 1) for a, b in itertools.pairwise(widths))
         self.fuses = nn.ModuleList(ResidualBlock(w, 3) for w in widths[:-1])
+        self.widths, self.more = widths, nn.ModuleList()
+
+    def add_blocks(self, counts: tuple[int, ...]) -> None:
+        """So many further blocks on the way down at strides 1, 2, ...; they start as no change."""
+        for width, count in zip(self.widths, counts, strict=False):
+            self.more.append(nn.Sequential(*(ResidualBlock(width, 3) for _ in range(count))))
+        start_at_unit_gain(self.more)
 
     def forward(self, x: Float[Tensor, "batch channel plane height width"]) -> Tensor:
-        x = self.blocks[0](x)
-        skips = [x]
-        for down, block in zip(self.downs, list(self.blocks)[1:], strict=True):
-            x = block(down(activate(x)))
+        skips: list[Tensor] = []
+        for level, block in enumerate(self.blocks):
+            x = block(self.downs[level - 1](activate(x)) if level else x)
+            x = self.more[level](x) if level < len(self.more) else x
             skips.append(x)
         for level in reversed(range(len(self.fuses))):
             up = F.interpolate(self.laterals[level](activate(x)), size=skips[level].shape[2:], mode="nearest")

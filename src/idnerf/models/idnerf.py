@@ -43,6 +43,8 @@ ADDED_PARTS = (
     "core.samples.from_middle.",
     "core.volume.from_halved.",
     "core.volume.halved_gains.",
+    "core.volume.unet.more.",
+    "core.refinement.deeper.",
     "core.refinement.context_blending.",
 )
 """Names of the weights that can be added to trained ones."""
@@ -133,8 +135,9 @@ class IDNeRF(nn.Module, HubModel):
         missing = [k for k in expected if k not in tensors and not k.startswith(ADDED_PARTS)]
         if unknown or missing:
             raise InputError(
-                f"{path} cannot be extended to these model options: {(unknown or missing)[0]} differs; only view "
-                "refinement, latent, cross-view layers, middle stage, halved matching and context blending can be added"
+                f"{path} cannot be extended to these model options: {(unknown or missing)[0]} differs; only "
+                "view refinement, latent, cross-view layers, middle stage, halved matching, context blending, further "
+                "blocks of the coarse volume and deeper scales of the refinement can be added"
             )
         model.load_state_dict(parameters_from_half(fits), strict=False)
         model.metadata = metadata

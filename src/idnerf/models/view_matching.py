@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from idnerf.compiled import dispatch
+from idnerf.compiled import dispatch, gradients
 from idnerf.geometry.projection import bilinear_lookup, safe_depth, visible
 
 
@@ -53,13 +53,14 @@ def match_views(
 ) -> Matching:
     """Look points up in every view (``look_up_views``) and compare what is found.
 
-    Without gradients, on a CPU and with numba installed, point by point in compiled code.
+    On a CPU and with numba installed, point by point in compiled code.
 
     Args:
         maps: ``channels`` features in ``groups`` of unit length, then the colour or nothing.
     """
-    if dispatch.usable(maps, rays, b, inverse_depths):
-        found = dispatch.match(
+    compiled = gradients if gradients.usable(maps, rays, b, inverse_depths) else dispatch
+    if compiled is gradients or dispatch.usable(maps, rays, b, inverse_depths):
+        found = compiled.match(
             maps,
             size,
             rays,
