@@ -427,7 +427,8 @@ def test_weights_round_trip(configuration, tmp_path):
     assert (read - ours).abs().median() < 2e-3
 
 
-def test_large_targets_are_tiled_and_nearly_the_same(monkeypatch):
+@pytest.mark.parametrize("deeper", [False, True])
+def test_large_targets_are_tiled_and_nearly_the_same(monkeypatch, deeper):
     """Tiles see ``TILE_MARGIN`` pixels beyond their seams: less than the coarse network's reach, hence nearly.
 
     How nearly depends on the random network: the mean of four.
@@ -442,7 +443,7 @@ def test_large_targets_are_tiled_and_nearly_the_same(monkeypatch):
     small_tiles = partial(render_in_tiles, tile_pixels=10_000)
     for seed in range(4):
         torch.manual_seed(seed)
-        model = waken(IDNeRF(TINY_MODELS["cascade"]), seed).eval()
+        model = waken(IDNeRF(ModelConfig(cascade=DEEPER if deeper else TINY_CASCADE)), seed).eval()
         sizes.clear()
         whole = model.render(views, target)
         assert sizes == [(128, 112)]
@@ -710,6 +711,7 @@ def test_a_step_in_bfloat16_is_a_step_in_float32_up_to_rounding():
     assert F.cosine_similarity(*gradients, dim=0) > 0.98
 
 
+DEEPER = replace(TINY_CASCADE, volume_blocks=(0, 1, 2), refinement_deeper=(8, 10))
 CROSS_VIEW = replace(TINY_CASCADE, cross_view_layers=2)
 
 
@@ -856,9 +858,6 @@ def test_weights_from_before_halved_matching_load_and_share_their_similarity(tmp
     monkeypatch.setattr(volume, "_match", as_if_never_halved)
     same = extended.render(example.source, example.target.cameras).rgb
     torch.testing.assert_close(same, expected, atol=1e-5, rtol=0)
-
-
-DEEPER = replace(TINY_CASCADE, volume_blocks=(0, 1, 2), refinement_deeper=(8, 10))
 
 
 def test_weights_from_before_further_blocks_and_scales_load_and_start_as_no_change(tmp_path):

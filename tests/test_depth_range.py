@@ -15,8 +15,9 @@ from idnerf.evaluation.metrics import psnr
 from idnerf.geometry.rays import pixel_centers
 from idnerf.models.depth_range import (
     BEYOND,
+    FEWEST_FAR_VOTES,
+    FEWEST_NEAR_VOTES,
     FEWEST_SURE,
-    FEWEST_VOTES,
     LARGEST_PROBE,
     STEP,
     fitted_range,
@@ -34,7 +35,7 @@ def after_votes(depths: torch.Tensor, voting: torch.Tensor, fewest: float, neare
     return float(widened(depths[None], voting[None], fewest, torch.tensor([4.0]), nearer))
 
 
-@pytest.mark.parametrize("fewest", [FEWEST_SURE, FEWEST_VOTES])
+@pytest.mark.parametrize("fewest", [FEWEST_SURE, FEWEST_NEAR_VOTES, FEWEST_FAR_VOTES])
 @pytest.mark.parametrize("nearer", [True, False])
 def test_a_bound_moves_only_for_enough_votes_and_then_past_them(nearer, fewest):
     inside, outside = (5.0, 2.0) if nearer else (3.0, 9.0)
@@ -149,16 +150,30 @@ class UnsureVolume(FrustumVolume):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("share", "moves"), [(0.5, True), (0.03, False), (0.0, False)])
-def test_many_unsure_cells_on_texture_widen_a_range(share, moves, generator):
+@pytest.mark.parametrize(
+    ("share", "nearer", "moves"),
+    [
+        (0.5, True, True),
+        (0.065, True, True),
+        (0.03, True, False),
+        (0.0, True, False),
+        (0.5, False, True),
+        (0.1, False, True),
+        (0.065, False, False),
+        (0.0, False, False),
+    ],
+)
+def test_many_unsure_cells_on_texture_widen_a_range(share, moves, nearer, generator):
     """Inward-looking views of a near surface agree on little: nobody was sure, the picture lost 17 dB."""
     scene = generate_scene(3, ProceduralConfig(size=(256, 256), num_views=3))
     noise = replace(scene.views, images=torch.rand(scene.views.images.shape, generator=generator))
-    target = noise.cameras[0].with_bounds(torch.tensor(2.0), torch.tensor(20.0))
+    near, far, beyond = (2.0, 20.0, 1.5) if nearer else (2.0, 6.0, 9.0)
+    target = noise.cameras[0].with_bounds(torch.tensor(near), torch.tensor(far))
     same = noise.cameras[[0, 0]]  # seen from the target itself, every depth is on the same pixel
     features = IDNeRF.from_pretrained().encode(replace(noise[[0, 0]], cameras=same)[None])
-    volume = UnsureVolume(depth=1.5, share=share, elsewhere=5.0)
+    volume = UnsureVolume(depth=beyond, share=share, elsewhere=5.0)
     fitted = fitted_range(volume, features.pyramid, features.cameras, target[None], 48, features.enlargement)
-    assert (float(fitted.near) < 1.5) == moves
-    assert float(fitted.near) > 1.5 / STEP**2
-    assert float(fitted.far) == pytest.approx(20)
+    moved, kept = (fitted.near, fitted.far) if nearer else (fitted.far, fitted.near)
+    assert ((float(moved) < beyond) if nearer else (float(moved) > beyond)) == moves
+    assert abs(math.log(float(moved) / beyond)) < 3 * math.log(STEP)
+    assert float(kept) == pytest.approx(far if nearer else near)

@@ -492,6 +492,9 @@ def test_a_run_from_before_an_option_is_resumed_without_it(tmp_path):
     tensors, metadata = read_tensors(tmp_path / "run" / STATE_FILE)
     del metadata["train_config"]["model"]["cascade"]["halvings"]
     write_tensors(tmp_path / "run" / STATE_FILE, tensors, metadata)
+    asked = replace(old, cascade=replace(TINY_CASCADE, halvings=1))
+    with pytest.raises(InputError, match="halvings: expected 0"):
+        train(replace(config, model=asked, resume=tmp_path / "run"), PlaneScenes(), [])
     train(replace(config, model=TINY_MODELS["cascade"], resume=tmp_path / "run"), PlaneScenes(), [])
     assert IDNeRF.from_pretrained(tmp_path / "run").config.cascade.halvings == 0
 

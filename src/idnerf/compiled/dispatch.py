@@ -37,7 +37,8 @@ def available() -> bool:
         import idnerf.compiled.kernels  # noqa: F401
     except (ImportError, OSError, AttributeError) as error:  # numba wants another NumPy, LLVM's library does not load
         warnings.warn(
-            f"numba is installed, but cannot be used: {error}; rendering takes up to twice as long", stacklevel=2
+            f"numba is installed, but cannot be used: {error}; rendering and training take up to twice as long",
+            stacklevel=2,
         )
         return False
     return True
@@ -45,11 +46,14 @@ def available() -> bool:
 
 def usable(*tensors: Tensor, features: Tensor | None = None) -> bool:
     """Whether the kernels take these: float32 on a CPU (``features``: or bfloat16), and no gradient wanted."""
-    if torch.is_grad_enabled() or any(x.device.type != "cpu" or x.dtype != torch.float32 for x in tensors):
+    return not torch.is_grad_enabled() and fitting(*tensors, features=features) and available()
+
+
+def fitting(*tensors: Tensor, features: Tensor | None = None) -> bool:
+    """Whether all is float32 on a CPU (``features``: or bfloat16)."""
+    if any(x.device.type != "cpu" or x.dtype != torch.float32 for x in tensors):
         return False
-    if features is not None and (features.device.type != "cpu" or features.dtype not in FEATURE_TYPES):
-        return False
-    return available()
+    return features is None or (features.device.type == "cpu" and features.dtype in FEATURE_TYPES)
 
 
 def normalize_groups(

@@ -1,7 +1,6 @@
 """The inner loops of a training step's backward pass, compiled as those of ``kernels`` are, from the same vectors.
 
-Nothing is kept from the forward pass but its inputs: a point is looked up again, which takes less time than writing
-what was found to memory and reading it back (benchmarks/NOTES.md).
+Nothing is kept from the forward pass but its inputs: points are looked up again.
 """
 
 from typing import no_type_check
@@ -55,7 +54,7 @@ def match_gradient_kernel(channels: int, groups: int, colours: int, only_similar
 
     Points [first, last) of [sample, pixel], counted from ``start``; ``of_values`` [view, point, value] may be one
     number, for none. ``out`` [view, point, channel] holds ``count`` points from ``start`` on. Where several pairs of
-    views are equally similar, and most, the gradient of the best goes to each.
+    views are equally similar, and most, they share the gradient of the best equally (PyTorch halves it at every pair).
     """
     values_count = channels + colours
     coloured = colours > 0
@@ -121,6 +120,10 @@ def match_gradient_kernel(channels: int, groups: int, colours: int, only_similar
                 of_all = add(load(of_cues, at, groups), filled(of_agreement[point] / F32(groups), groups))
                 of_all = scale(of_all, F32(1) / F32(pairs))
                 of_best = load(of_cues, at + groups, groups)
+                one_each, ties = filled(F32(1), groups), filled(F32(0), groups)
+                for pair in range(pairs):
+                    ties = add(ties, where_equal(load(similarities, pair * groups, groups), best, one_each))
+                of_best = divide(of_best, larger(ties, one_each))
                 pairs = 0
                 for one in range(views):
                     if sees[one]:

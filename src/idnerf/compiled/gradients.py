@@ -19,11 +19,9 @@ POINTS_PER_CHUNK = 8192
 """Points whose gradients are spread over the maps at once: what lies between stays in the cache."""
 
 
-def usable(maps: Tensor, *known: Tensor) -> bool:
-    """Whether the kernels take these: gradients are wanted, and all is float32 on a CPU (``maps``: or bfloat16)."""
-    if not torch.is_grad_enabled() or any(x.device.type != "cpu" or x.dtype != torch.float32 for x in known):
-        return False
-    return maps.device.type == "cpu" and maps.dtype in dispatch.FEATURE_TYPES and dispatch.available()
+def usable(*tensors: Tensor, features: Tensor | None = None) -> bool:
+    """Whether the kernels take these: gradients are wanted, and all is float32 on a CPU (``features``: or bfloat16)."""
+    return torch.is_grad_enabled() and dispatch.fitting(*tensors, features=features) and dispatch.available()
 
 
 def match(
@@ -154,8 +152,8 @@ class _NormalizeGroups(torch.autograd.Function):
         images, height, width, channels = features.shape
         halves = features.dtype == torch.bfloat16
         kernel = unit_length_gradient_kernel(channels, ctx.groups, gradient.shape[-1] - channels, halves)
-        out = torch.empty(features.shape, dtype=features.dtype)
-        centred = torch.empty(features.shape[1:])
+        out = features.new_empty(features.shape)
+        centred = features.new_empty(features.shape[1:], dtype=torch.float32)
         for image in range(images):
             inputs = (flat(features[image]), flat(dispatch.channel_means(features[image])), flat(gradient[image]))
             in_threads(height * width, partial(call, kernel, inputs, (flat(centred),)))

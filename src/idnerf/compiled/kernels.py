@@ -5,8 +5,9 @@ loops are over channels, whose number is known when a kernel is compiled: ``Vect
 which LLVM maps to the processor's own vectors. Written out because numba's own loops over arrays must assume that one
 array may overlap the other, and are several times slower (benchmarks/NOTES.md).
 
-This is the only file that imports numba, and it is imported when the first view is rendered. Numba's cache of a kernel
-is renewed when the file that holds it changes: who changes a vector operation here touches ``gradient_kernels.py`` too.
+This is the only file that imports numba, and it is imported when the first view is rendered or the first training step
+taken. Numba's cache of a kernel is renewed when the file that holds it changes; as ``gradient_kernels.py`` takes its
+vector operations from here, every kernel's name holds a checksum of this file too.
 """
 
 import functools
@@ -14,6 +15,8 @@ import math
 import pickle
 import threading
 import warnings
+import zlib
+from pathlib import Path
 from typing import Any, no_type_check
 
 import numpy as np
@@ -341,6 +344,8 @@ def sine(typing_context, value, quarters):
     return value(value, quarters), generate
 
 
+CHECKSUM = f"{zlib.crc32(Path(__file__).read_bytes()):08x}"
+"""Of this file."""
 _MADE: dict[tuple[Any, ...], Any] = {}
 _LOCK = threading.Lock()
 
@@ -358,7 +363,7 @@ def compiled(factory: Any) -> Any:
         with _LOCK:
             if key not in _MADE:
                 function = factory(*sizes)
-                function.__qualname__ = "_".join(map(str, key)).replace(".", "p")
+                function.__qualname__ = "_".join(map(str, (*key, CHECKSUM))).replace(".", "p")
                 _MADE[key] = _kept(function)
         return _MADE[key]
 

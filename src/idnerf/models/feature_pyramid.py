@@ -61,7 +61,7 @@ def matching_map(
     features = features.permute(0, 2, 3, 1)
     colours = None if images is None else images.permute(0, 2, 3, 1)
     known = [] if colours is None else [colours]
-    compiled = gradients if gradients.usable(features, *known) else dispatch
+    compiled = gradients if gradients.usable(*known, features=features) else dispatch
     if compiled is gradients or dispatch.usable(*known, features=features):
         return compiled.normalize_groups(features, groups, colours)
     normalized = normalize_groups(features.float(), groups)

@@ -122,7 +122,7 @@ class IDNeRF(nn.Module, HubModel):
 
     @classmethod
     def extending(cls, weights: str | Path, config: ModelConfig) -> "IDNeRF":
-        """A model of ``config`` that starts from ``weights``; view refinement and latent that they lack start afresh.
+        """A model of ``config`` that starts from ``weights``; parts that can be added (``ADDED_PARTS``) start afresh.
 
         Raises:
             InputError: the weights hold what ``config`` lacks, or lack more than that.

@@ -17,8 +17,8 @@ TILE_PIXELS = 330_000
 """Largest target rendered in one piece (640x512 is)."""
 TILE_MARGIN = 32
 """Pixels around a tile that are rendered and cut away."""
-STEP = 4
-"""Tiles begin at multiples of this: the coarse volume's cells, 4 pixels wide, then lie alike in every tile."""
+STEP = 32
+"""Tiles begin at multiples of this: the cascade's coarsest cells, 32 pixels wide, then lie alike in every tile."""
 
 
 def render_in_tiles(

@@ -76,7 +76,7 @@ class TrainerConfig:
     init: str | None = None
     """Weights to start from (a file, a hub id, `default`); the optimizer starts afresh."""
     extend: bool = False
-    """Keep the model options given here rather than those of `--init`: adds a latent to weights trained without."""
+    """Keep the model options given here rather than those of `--init`: adds parts to weights trained without."""
     only_added: bool = False
     """With `--extend`: train the added parts only, the weights of `--init` stay as they are."""
     encoder_init: Path | None = None
@@ -325,7 +325,7 @@ def start_model(config: TrainerConfig, state: TrainingState | None = None) -> ID
 
 
 def model_config_of(state: TrainingState, given: ModelConfig | None) -> ModelConfig:
-    """The model options of a run; those that it was started before there was such an option are as without it.
+    """The model options of a run; it has none of the parts that were not an option yet when it was started.
 
     Raises:
         InputError: ``given`` says otherwise.
@@ -336,8 +336,10 @@ def model_config_of(state: TrainingState, given: ModelConfig | None) -> ModelCon
         ours, theirs = plain(kept), plain(given)
         if given.configuration != name:
             raise InputError(f"the run to resume is of the configuration {name}, got {given.configuration}")
-        for field in state.config["model"][name]:
-            if ours[name][field] != theirs[name][field]:
+        usual = plain(type(getattr(given, name))())
+        for field in ours[name]:
+            unasked = field not in state.config["model"][name] and theirs[name][field] == usual[field]
+            if ours[name][field] != theirs[name][field] and not unasked:
                 raise InputError(
                     f"--model.{name}.{field.replace('_', '-')}: expected {ours[name][field]}, what the run was started "
                     f"with, got {theirs[name][field]}"
