@@ -15,7 +15,7 @@ from idnerf.compiled.kernels import (
     divide,
     filled,
     group_sums,
-    inlined,
+    in_map,
     larger,
     load,
     multiply,
@@ -26,25 +26,6 @@ from idnerf.compiled.kernels import (
     subtract,
     where_equal,
 )
-
-
-@inlined
-@no_type_check
-def in_map(rays, origins, view, pixels, pixel, inverse_depth, photo_width, photo_height, map_scale, width, height):
-    """Where a point lies in a view's map, as ``match_kernel`` finds it: seen, left column, top row, and how far beyond
-    their centres."""
-    ray, origin = 3 * (view * pixels + pixel), 3 * view
-    x = rays[ray] + origins[origin] * inverse_depth
-    y = rays[ray + 1] + origins[origin + 1] * inverse_depth
-    z = rays[ray + 2] + origins[origin + 2] * inverse_depth
-    safe = max(z, F32(1e-6)) if z >= 0 else min(z, F32(-1e-6))
-    u, v = x / safe, y / safe
-    inside = z > 0 and u >= 0 and u < photo_width and v >= 0 and v < photo_height
-    u, v = u / map_scale - F32(0.5), v / map_scale - F32(0.5)
-    u = min(u, F32(width - 1)) if u > 0 else F32(0)  # 0 also where u is no number
-    v = min(v, F32(height - 1)) if v > 0 else F32(0)
-    left, top = min(int(u), max(width - 2, 0)), min(int(v), max(height - 2, 0))
-    return inside, left, top, u - F32(left), v - F32(top)
 
 
 @compiled

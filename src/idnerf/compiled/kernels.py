@@ -440,6 +440,25 @@ def unit_length_kernel(channels: int, groups: int, colours: int, halves: bool):
     return kernel
 
 
+@inlined
+@no_type_check
+def in_map(rays, origins, view, pixels, pixel, inverse_depth, photo_width, photo_height, map_scale, width, height):
+    """Where a point lies in a view's map: whether the photo shows it, left column, top row, how far beyond their
+    centres."""
+    ray, origin = 3 * (view * pixels + pixel), 3 * view
+    x = rays[ray] + origins[origin] * inverse_depth
+    y = rays[ray + 1] + origins[origin + 1] * inverse_depth
+    z = rays[ray + 2] + origins[origin + 2] * inverse_depth
+    safe = max(z, F32(1e-6)) if z >= 0 else min(z, F32(-1e-6))
+    u, v = x / safe, y / safe
+    inside = z > 0 and u >= 0 and u < photo_width and v >= 0 and v < photo_height
+    u, v = u / map_scale - F32(0.5), v / map_scale - F32(0.5)
+    u = min(u, F32(width - 1)) if u > 0 else F32(0)  # 0 also where u is no number
+    v = min(v, F32(height - 1)) if v > 0 else F32(0)
+    left, top = min(int(u), max(width - 2, 0)), min(int(v), max(height - 2, 0))
+    return inside, left, top, u - F32(left), v - F32(top)
+
+
 @compiled
 @no_type_check
 def match_kernel(channels: int, groups: int, colours: int, only_similarity: bool):
@@ -459,8 +478,6 @@ def match_kernel(channels: int, groups: int, colours: int, only_similarity: bool
     ):  # fmt: skip
         right = values_count if width > 1 else 0
         below = width * values_count if height > 1 else 0
-        last_u, last_v = F32(width - 1), F32(height - 1)
-        most_u, most_v = max(width - 2, 0), max(height - 2, 0)
         keep = values.size > 1
         buffer = np.empty(views * values_count, F32)
         sees = np.empty(views, np.bool_)
@@ -470,21 +487,13 @@ def match_kernel(channels: int, groups: int, colours: int, only_similarity: bool
             inverse_depth = inverse_depths[point if per_pixel else sample]
             count = 0
             for view in range(views):
-                ray, origin = 3 * (view * pixels + pixel), 3 * view
-                x = rays[ray] + origins[origin] * inverse_depth
-                y = rays[ray + 1] + origins[origin + 1] * inverse_depth
-                z = rays[ray + 2] + origins[origin + 2] * inverse_depth
-                safe = max(z, F32(1e-6)) if z >= 0 else min(z, F32(-1e-6))
-                u, v = x / safe, y / safe
-                inside = z > 0 and u >= 0 and u < photo_width and v >= 0 and v < photo_height
+                inside, left, top, fu, fv = in_map(
+                    rays, origins, view, pixels, pixel, inverse_depth, photo_width, photo_height, map_scale,
+                    width, height,
+                )  # fmt: skip
                 sees[view] = inside
                 seen[view * points + point] = inside
                 count += inside
-                u, v = u / map_scale - F32(0.5), v / map_scale - F32(0.5)
-                u = min(u, last_u) if u > 0 else F32(0)  # 0 also where u is no number
-                v = min(v, last_v) if v > 0 else F32(0)
-                left, top = min(int(u), most_u), min(int(v), most_v)
-                fu, fv = u - F32(left), v - F32(top)
                 at = ((view * height + top) * width + left) * values_count
                 row = scale(load(maps, at, values_count), (F32(1) - fu) * (F32(1) - fv))
                 row = add_scaled(row, load(maps, at + right, values_count), fu * (F32(1) - fv))
