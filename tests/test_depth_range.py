@@ -158,7 +158,7 @@ class UnsureVolume(FrustumVolume):
         (0.03, True, False),
         (0.0, True, False),
         (0.5, False, True),
-        (0.15, False, True),
+        (0.2, False, True),
         (0.065, False, False),
         (0.0, False, False),
     ],
