@@ -532,11 +532,12 @@ def test_a_training_step_has_the_same_gradients(monkeypatch, taken, quality, hal
 def test_kernels_are_for_cpus():
     x = torch.zeros(3)
     assert not dispatch.usable(x)  # gradients are on
-    assert gradients.usable(x) and gradients.usable(x, features=x.bfloat16())
-    assert not gradients.usable(x.double()) and not gradients.usable(x.bfloat16())
-    assert not gradients.usable(x, x.to("meta")) and not gradients.usable(x, features=x.to("meta"))
+    assert gradients.chosen(x) is gradients.chosen(x, features=x.bfloat16()) is gradients
+    for unfit in (x.double(), x.bfloat16(), x.to("meta")):
+        assert gradients.chosen(x, unfit) is None
+    assert gradients.chosen(x, features=x.to("meta")) is gradients.chosen(x, features=x.double()) is None
     with torch.no_grad():
-        assert not gradients.usable(x)
+        assert gradients.chosen(x) is dispatch and gradients.chosen(x.double()) is None
         assert dispatch.usable(x)
         assert not dispatch.usable(x.bfloat16())
         assert dispatch.usable(x, features=x.bfloat16()) and not dispatch.usable(x, features=x.double())

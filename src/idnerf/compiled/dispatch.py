@@ -25,7 +25,7 @@ SWITCH = "IDNERF_COMPILED"
 """Environment variable: ``0`` keeps to PyTorch."""
 POINTS_PER_THREAD = 2048
 """Fewer are not worth another thread."""
-FEATURE_TYPES = (torch.float32, torch.bfloat16)
+_FEATURE_TYPES = (torch.float32, torch.bfloat16)
 
 
 @functools.cache
@@ -53,7 +53,7 @@ def fitting(*tensors: Tensor, features: Tensor | None = None) -> bool:
     """Whether all is float32 on a CPU (``features``: or bfloat16)."""
     if any(x.device.type != "cpu" or x.dtype != torch.float32 for x in tensors):
         return False
-    return features is None or (features.device.type == "cpu" and features.dtype in FEATURE_TYPES)
+    return features is None or (features.device.type == "cpu" and features.dtype in _FEATURE_TYPES)
 
 
 def normalize_groups(

@@ -16,6 +16,7 @@ from idnerf.compiled.kernels import (
     filled,
     group_sums,
     in_map,
+    in_volume,
     larger,
     load,
     multiply,
@@ -61,18 +62,9 @@ def match_gradient_kernel(channels: int, groups: int, colours: int, only_similar
             seen = 0
             for view in range(views):
                 inside, left, top, fu, fv = in_map(
-                    rays,
-                    origins,
-                    view,
-                    pixels,
-                    pixel,
-                    inverse_depth,
-                    photo_width,
-                    photo_height,
-                    map_scale,
-                    width,
-                    height,
-                )
+                    rays, origins, view, pixels, pixel, inverse_depth, photo_width, photo_height, map_scale,
+                    width, height,
+                )  # fmt: skip
                 sees[view] = inside
                 seen += inside
                 at = ((view * height + top) * width + left) * values_count
@@ -169,18 +161,9 @@ def spread_kernel(channels: int, values_count: int):
                 pixel = point - sample * pixels
                 inverse_depth = inverse_depths[point if per_pixel else sample]
                 _, left, top, fu, fv = in_map(
-                    rays,
-                    origins,
-                    view,
-                    pixels,
-                    pixel,
-                    inverse_depth,
-                    photo_width,
-                    photo_height,
-                    map_scale,
-                    width,
-                    height,
-                )
+                    rays, origins, view, pixels, pixel, inverse_depth, photo_width, photo_height, map_scale,
+                    width, height,
+                )  # fmt: skip
                 row = load(gradients, (view * count + number) * channels, channels)
                 at = ((view * height + top) * width + left) * values_count
                 store(out, at, add_scaled(load(out, at, channels), row, (F32(1) - fu) * (F32(1) - fv)))
@@ -224,15 +207,8 @@ def voxel_gradient_kernel(channels: int):
     def kernel(gradients, planes, height, width, cells, positions, pixels, first, last, out):
         right = channels if width > 1 else 0
         down = width * channels if height > 1 else 0
-        most_u, most_v = max(width - 2, 0), max(height - 2, 0)
         for point in range(first, last):
-            pixel = point % pixels
-            u = min(max(cells[2 * pixel] - F32(0.5), F32(0)), F32(width - 1))
-            v = min(max(cells[2 * pixel + 1] - F32(0.5), F32(0)), F32(height - 1))
-            w = positions[point] * F32(planes) - F32(0.5)
-            w = min(w, F32(planes - 1)) if w > 0 else F32(0)
-            left, top, plane = min(int(u), most_u), min(int(v), most_v), int(w)
-            fu, fv, fw = u - F32(left), v - F32(top), w - F32(plane)
+            left, top, plane, fu, fv, fw = in_volume(cells, positions, point, point % pixels, planes, height, width)
             at = ((plane * height + top) * width + left) * channels
             behind = height * width * channels if plane < planes - 1 else 0
             row = load(gradients, point * channels, channels)

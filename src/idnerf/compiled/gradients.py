@@ -3,7 +3,9 @@
 For training on CPUs. Gradients flow to feature maps and volumes; cameras, depths and colours are known and take none.
 """
 
+import sys
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,9 +21,14 @@ POINTS_PER_CHUNK = 8192
 """Points whose gradients are spread over the maps at once: what lies between stays in the cache."""
 
 
-def usable(*tensors: Tensor, features: Tensor | None = None) -> bool:
-    """Whether the kernels take these: gradients are wanted, and all is float32 on a CPU (``features``: or bfloat16)."""
-    return torch.is_grad_enabled() and dispatch.fitting(*tensors, features=features) and dispatch.available()
+def chosen(*tensors: Tensor, features: Tensor | None = None) -> ModuleType | None:
+    """Whose kernels take these: this module's where gradients are wanted, else ``dispatch``; None where none do.
+
+    They take float32 on a CPU (``features``: or bfloat16).
+    """
+    if not (dispatch.fitting(*tensors, features=features) and dispatch.available()):
+        return None
+    return sys.modules[__name__] if torch.is_grad_enabled() else dispatch
 
 
 def match(

@@ -553,6 +553,18 @@ def match_kernel(channels: int, groups: int, colours: int, only_similarity: bool
     return kernel
 
 
+@inlined
+@no_type_check
+def in_volume(cells, positions, point, pixel, planes, height, width):
+    """Where a point lies in a volume: left column, top row, nearer plane, and how far beyond their centres."""
+    u = min(max(cells[2 * pixel] - F32(0.5), F32(0)), F32(width - 1))
+    v = min(max(cells[2 * pixel + 1] - F32(0.5), F32(0)), F32(height - 1))
+    w = positions[point] * F32(planes) - F32(0.5)
+    w = min(w, F32(planes - 1)) if w > 0 else F32(0)
+    left, top, plane = min(int(u), max(width - 2, 0)), min(int(v), max(height - 2, 0)), int(w)
+    return left, top, plane, u - F32(left), v - F32(top), w - F32(plane)
+
+
 @compiled
 @no_type_check
 def voxel_kernel(channels: int):
@@ -565,15 +577,8 @@ def voxel_kernel(channels: int):
     def kernel(volume, planes, height, width, cells, positions, pixels, first, last, out):
         right = channels if width > 1 else 0
         down = width * channels if height > 1 else 0
-        most_u, most_v = max(width - 2, 0), max(height - 2, 0)
         for point in range(first, last):
-            pixel = point % pixels
-            u = min(max(cells[2 * pixel] - F32(0.5), F32(0)), F32(width - 1))
-            v = min(max(cells[2 * pixel + 1] - F32(0.5), F32(0)), F32(height - 1))
-            w = positions[point] * F32(planes) - F32(0.5)
-            w = min(w, F32(planes - 1)) if w > 0 else F32(0)
-            left, top, plane = min(int(u), most_u), min(int(v), most_v), int(w)
-            fu, fv, fw = u - F32(left), v - F32(top), w - F32(plane)
+            left, top, plane, fu, fv, fw = in_volume(cells, positions, point, point % pixels, planes, height, width)
             at = ((plane * height + top) * width + left) * channels
             behind = height * width * channels if plane < planes - 1 else 0
             value = filled(F32(0), channels)

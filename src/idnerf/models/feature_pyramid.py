@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from idnerf.compiled import dispatch, gradients
+from idnerf.compiled import gradients
 from idnerf.models.activation import Activation, activate, start_at_unit_gain
 from idnerf.models.plane_conv import PlaneConv
 
@@ -61,8 +61,8 @@ def matching_map(
     features = features.permute(0, 2, 3, 1)
     colours = None if images is None else images.permute(0, 2, 3, 1)
     known = [] if colours is None else [colours]
-    compiled = gradients if gradients.usable(*known, features=features) else dispatch
-    if compiled is gradients or dispatch.usable(*known, features=features):
+    compiled = gradients.chosen(*known, features=features)
+    if compiled is not None:
         return compiled.normalize_groups(features, groups, colours)
     normalized = normalize_groups(features.float(), groups)
     return normalized if colours is None else torch.cat([normalized, colours], -1)

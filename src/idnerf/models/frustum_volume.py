@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from idnerf.compiled import dispatch, gradients
+from idnerf.compiled import gradients
 from idnerf.geometry.projection import frustum_homography, homography_rays, trilinear_lookup
 from idnerf.geometry.rays import pixel_centers
 from idnerf.models.activation import activate, start_at_unit_gain
@@ -58,8 +58,8 @@ class VoxelLookup:
     ) -> Float[Tensor, "batch point channel"]:
         """At ``pixels`` of the full-resolution tile and ``positions`` in [0, 1] of inverse depth, sample by sample."""
         cell = pixels / FrustumVolume.scale
-        compiled = gradients if gradients.usable(self.cells, cell, positions) else dispatch
-        if compiled is gradients or dispatch.usable(self.cells, cell, positions):
+        compiled = gradients.chosen(self.cells, cell, positions)
+        if compiled is not None:
             return compiled.look_up_voxels(self.cells, cell.flatten(0, 1), positions.flatten(2))
         cell = cell.expand(*positions.shape, 2)
         where = torch.cat([cell, (positions * self.planes)[..., None]], -1)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from idnerf.compiled import dispatch, gradients
+from idnerf.compiled import gradients
 from idnerf.geometry.projection import bilinear_lookup, safe_depth, visible
 
 
@@ -58,8 +58,8 @@ def match_views(
     Args:
         maps: ``channels`` features in ``groups`` of unit length, then the colour or nothing.
     """
-    compiled = gradients if gradients.usable(maps, rays, b, inverse_depths) else dispatch
-    if compiled is gradients or dispatch.usable(maps, rays, b, inverse_depths):
+    compiled = gradients.chosen(maps, rays, b, inverse_depths)
+    if compiled is not None:
         found = compiled.match(
             maps,
             size,
