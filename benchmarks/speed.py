@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -85,7 +85,10 @@ def cases(options: Options, device: str) -> Iterator[Case]:
                     yield Case(system, stage, sizes[0])
                 continue
             for size in sizes if stage != "train" else sizes[:1]:
-                yield Case(system, stage, size, rays=256 if options.quick else 1024)
+                case = Case(system, stage, size, rays=256 if options.quick else 1024)
+                yield case
+                if stage == "train" and system in BASELINES and has_fast_bfloat16(device):
+                    yield replace(case, precision="bf16")
         if system.startswith("cascade") and "train" in options.stages and not options.quick:
             yield Case(system, "train", CASCADE_STEP, rays=4096)
             if device == "cuda":
@@ -204,7 +207,7 @@ def remark(case: Case, result: dict[str, Any]) -> str:
     remarks = []
     if case.stage == "train":
         scenes = "" if case.scenes == 1 else f"{case.scenes} scenes of "
-        remarks.append(f"{scenes}{case.rays} rays")
+        remarks.append(f"{scenes}{case.rays} rays{', encoder bfloat16' * (case.precision == 'bf16')}")
     if result["share"] < 1:
         remarks.append(f"from {result['share']:.1%} of the rows")
     if case.system in PUBLISHED and case.stage == "render":

@@ -49,6 +49,7 @@ class Case:
         scenes: of a training step.
         sources: source views.
         frames: of a path.
+        precision: of a training step of the `paper` configuration: float32, or bf16, its encoder's.
     """
 
     system: str
@@ -58,6 +59,7 @@ class Case:
     scenes: int = 1
     sources: int = 3
     frames: int = 1
+    precision: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -157,10 +159,11 @@ class OurSystem:
         batch = tile_of(self.batch, self.case.rays) if cascade else self.batch
         loss_config = CASCADE_LOSS if cascade else LossConfig()
         fast_share = 1.0 if self.quality == "fast" else 0.0
+        halves = "bf16" in (model.precision, self.case.precision)
 
         def step() -> None:
             optimizer.zero_grad()
-            with torch.autocast(generator.device.type, torch.bfloat16, enabled=model.precision == "bf16"):
+            with torch.autocast(generator.device.type, torch.bfloat16, enabled=halves):
                 result = objective(
                     model, batch, loss_config, generator, rays_per_step=self.case.rays, fast_share=fast_share
                 )

@@ -18,12 +18,12 @@ from idnerf.models.frustum_volume import DepthDistribution, VoxelLookup
 from idnerf.models.gmflow import PairMaps
 from idnerf.models.idnerf import IDNeRF
 from idnerf.models.matching import Reprojection, corner_products, lookup_colours, matching_cue, with_taps
-from idnerf.models.paper import PaperConfig, PaperFeatures, Refinement
+from idnerf.models.paper import PaperConfig, PaperFeatures, Refinement, SeenSamples
 from idnerf.models.radiance_field import RadianceField, fourier_features
 from idnerf.models.view_aggregation import SymmetricViews
 from idnerf.models.view_matching import Matching, match_views
 from idnerf.training.examples import stack_examples
-from idnerf.training.objectives import LossConfig, cascade_objective
+from idnerf.training.objectives import LossConfig, cascade_objective, paper_objective
 from tiny_cases import TINY_MODELS, plane_views, rotation, tiny_example, waken, with_latent
 
 pytest.importorskip("numba")
@@ -58,7 +58,7 @@ def both(monkeypatch):
 def taken(monkeypatch):
     """Names of the functions of ``gradients`` that were called."""
     names = set()
-    for name in ("match", "look_up_voxels", "normalize_groups"):
+    for name in ("match", "match_pairs", "look_up_voxels", "normalize_groups"):
 
         def recording(function, name, *inputs, **options):
             names.add(name)
@@ -358,7 +358,9 @@ def test_refined_views_are_the_same(both, views, published, query, generator):
     latent = None if query == "none" else torch.randn(2, 15, 8, generator=generator)
 
     def refine():
-        return refinement(features, with_taps(reprojection, maps, behaviour), colours, latent, behaviour)
+        where = with_taps(reprojection, maps, behaviour)
+        tokens = refinement.look_up(features, where, behaviour)
+        return refinement(features, SeenSamples(where, colours, torch.empty(2, 60, 0), tokens), latent, behaviour)
 
     expected, ours = both(refine)
     assert ours.shape == (2, 60, refinement.width)
@@ -477,6 +479,51 @@ def test_gradients_in_chunks_and_threads_are_the_same(monkeypatch):
     assert found[0].any() and all(torch.equal(x, found[0]) for x in found[1:])
 
 
+@pytest.mark.parametrize("published", [False, True])
+@pytest.mark.parametrize(("views", "channels", "groups"), [(2, 16, 4), (3, 24, 1), (5, 32, 16)])
+def test_gradients_of_pairs_are_the_same(both_gradients, views, channels, groups, published, generator):
+    behaviour, reprojection = reprojected(views, published)
+    maps = torch.randn(2, views * (views - 1) // 2, 2, 8, 12, channels, generator=generator)
+    maps[:, 0, :, :3, :4, : channels // groups] = 0  # a group is zero in both views at some points
+
+    def match(maps):
+        return [matching_cue(PairMaps(maps, maps, (48, 32)), reprojection, (groups, groups), behaviour)]
+
+    ((expected,), of_maps), ((ours,), of_our_maps) = both_gradients(match, maps)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+    assert of_maps.abs().max() > 0.1
+    torch.testing.assert_close(of_our_maps, of_maps, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (5, 1)])
+def test_gradients_of_pairs_in_maps_of_one_row_or_column(both_gradients, size, generator):
+    maps = torch.randn(1, 1, 2, *size, 8, generator=generator)
+    pixels = torch.rand(1, 2, 40, 2, generator=generator) * 60 - 10
+    found = Reprojection(pixels, torch.ones(1, 2, 40, dtype=torch.bool))
+    padded = (8 * size[1], 8 * size[0])
+    (_, expected), (_, ours) = both_gradients(
+        lambda maps: [matching_cue(PairMaps(maps, maps, padded), found, (2, 4), Behaviour())], maps
+    )
+    torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_gradients_of_pairs_that_are_no_numbers_show_and_stay_inside_the_maps(monkeypatch, generator):
+    numbers = torch.tensor([torch.nan, torch.inf, -torch.inf, 1e30, -1e30, 3.0])
+    positions = torch.cartesian_prod(numbers, numbers).expand(1, 3, -1, -1).contiguous()
+    maps = torch.randn(1, 3, 2, 4, 6, 8, generator=generator)
+    found = []
+    for threads in (1, 3):  # pairs are divided among them
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        variable = maps.clone().requires_grad_()
+        gradients.match_pairs(variable, positions, torch.ones(1, 3, 36), 2).square().sum().backward()
+        found.append(variable.grad)
+    assert found[0].isfinite().all() and found[0].any() and torch.equal(*found)
+    maps[0, 1, 0, 0, 0, 0] = torch.nan
+    variable = maps.requires_grad_()
+    gradients.match_pairs(variable, positions, torch.ones(1, 3, 36), 2).sum().backward()
+    assert variable.grad is not None and variable.grad.isnan().any() and variable.grad[0, 0].isfinite().all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("colours", [False, True])
 def test_gradients_of_matching_maps_are_the_same(both_gradients, dtype, colours, generator):
@@ -524,6 +571,29 @@ def test_a_training_step_has_the_same_gradients(monkeypatch, taken, quality, hal
         ours, expected = (torch.cat([g.flatten() for g in of.values()]) for of in (ours, expected))
         assert F.cosine_similarity(ours, expected, dim=0) > 0.99
         return
+    largest = max(float(gradient.abs().max()) for gradient in expected.values())
+    for name, gradient in expected.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-3, atol=1e-5 * largest)
+
+
+@pytest.mark.parametrize("published", [False, True])
+@pytest.mark.parametrize("name", ["matchnerf", "idnerf"])
+def test_a_training_step_of_the_paper_configuration_has_the_same_gradients(monkeypatch, taken, name, published):
+    config = TINY_MODELS["paper"] if name == "matchnerf" else with_latent("paper", "pixel")
+    aggregation = "concatenate" if published else "symmetric"
+    paper = replace(config.paper, published_behaviour=published, view_aggregation=aggregation, num_views=3)
+    example = stack_examples([tiny_example()])
+    found = []
+    for switched_on in (False, True):
+        assert not taken
+        monkeypatch.setattr(dispatch, "available", lambda on=switched_on: on)
+        torch.manual_seed(0)
+        model = waken(IDNeRF(replace(config, paper=paper)))
+        generator = torch.Generator().manual_seed(3)
+        paper_objective(model.core, example, LossConfig(), generator, 64).loss.backward()
+        found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    expected, ours = found
+    assert expected.keys() == ours.keys() and taken == {"match_pairs"}
     largest = max(float(gradient.abs().max()) for gradient in expected.values())
     for name, gradient in expected.items():
         torch.testing.assert_close(ours[name], gradient, rtol=1e-3, atol=1e-5 * largest)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from idnerf.compiled import dispatch
 from idnerf.errors import InputError
 from idnerf.geometry.cameras import crop
 from idnerf.geometry.projection import bilinear_lookup
@@ -195,8 +196,12 @@ def test_squared_lengths_of_mixtures_come_from_products_of_neighbours(width, hei
 
 
 @pytest.mark.parametrize("published", [False, True])
-def test_a_training_step_in_chunks_has_the_gradient_of_one_piece(published, generator, monkeypatch):
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_training_step_in_chunks_has_the_gradient_of_one_piece(published, compiled, generator, monkeypatch):
     """And so has rendering without gradient the colours of rendering with it: the two take different ways."""
+    if compiled:
+        pytest.importorskip("numba")
+    monkeypatch.setattr(dispatch, "available", lambda: compiled)
     torch.manual_seed(0)
     aggregation = "concatenate" if published else "symmetric"
     model = PaperModel(replace(SMALL, published_behaviour=published, view_aggregation=aggregation))

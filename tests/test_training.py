@@ -90,6 +90,7 @@ from idnerf.training.score_distillation import GuidanceConfig
 from idnerf.training.state import STATE_FILE, load_state, save_state
 from idnerf.training.trainer import (
     BEFORE_RISE,
+    Objectives,
     TrainerConfig,
     TrainingDivergedError,
     keep,
@@ -98,7 +99,7 @@ from idnerf.training.trainer import (
     train,
 )
 from scene_writers import make_scene, write_dtu, write_pfm
-from tiny_cases import TINY_CASCADE, TINY_MODELS, TINY_PAPER, PlaneScenes, tiny_example
+from tiny_cases import TINY_CASCADE, TINY_MODELS, TINY_PAPER, PlaneScenes, tiny_example, waken, with_latent
 
 ALL_TERMS = LossConfig(
     mse=5.0, charbonnier=1.0, ssim=0.4, blend=0.5, depth_distribution=0.1, depth=1.0, confidence=0.01
@@ -409,9 +410,29 @@ def test_mirroring_moves_every_point_to_the_mirrored_pixel():
     assert torch.equal(twice.target.images, example.target.images)
 
 
-def test_bfloat16_is_for_the_cascade():
-    with pytest.raises(InputError, match="precision bf16"):
-        TrainerConfig(precision="bf16", model=ModelConfig(configuration="paper"))
+@pytest.mark.parametrize("latent", [False, True])
+def test_the_paper_configuration_trains_its_encoder_in_bfloat16(latent):
+    """What lies behind the encoder stays in float32; gradients keep their direction."""
+    torch.manual_seed(0)
+    model = waken(IDNeRF(with_latent("paper", "pixel") if latent else TINY_MODELS["paper"]))
+    batch = stack_examples([tiny_example()])
+    found = []
+    for precision in ("float32", "bf16"):
+        config = TrainerConfig(precision=precision, model=model.config, rays=64)
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            features = model.core.encode(batch.source)
+        assert all(scale.dtype == torch.float32 for scale in features.maps.scales)
+        terms, _, _ = Objectives(model, config)(batch, 0, 0)
+        sum(terms.values()).backward()
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        found.append((features.maps.fine, terms["mse"].item(), gradients))
+    (exact, mse, expected), (rounded, our_mse, ours) = found
+    assert 0 < (rounded - exact).abs().max() < 0.1 * exact.abs().max()
+    assert our_mse == pytest.approx(mse, rel=0.01) and ours.keys() == expected.keys()
+    for part in ("encoder", "field"):
+        one, other = (torch.cat([g.flatten() for n, g in of.items() if f".{part}." in n]) for of in (ours, expected))
+        assert torch.cosine_similarity(one, other, dim=0) > 0.95
 
 
 def test_bounds_come_from_the_sources_alone():

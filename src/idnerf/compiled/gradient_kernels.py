@@ -15,6 +15,7 @@ from idnerf.compiled.kernels import (
     divide,
     filled,
     group_sums,
+    in_cells,
     in_map,
     in_volume,
     larger,
@@ -221,5 +222,71 @@ def voxel_gradient_kernel(channels: int):
                 corner = at + right + down
                 store(out, corner, add_scaled(load(out, corner, channels), row, fu * under))
                 at += behind
+
+    return kernel
+
+
+@compiled
+@no_type_check
+def pair_gradient_kernel(channels: int, groups: int):
+    """Adds gradients of the maps of the pairs [first, last) to ``out``, given those of what ``pair_kernel`` writes.
+
+    With m and t looked up and s = m t / |m| |t|, that of m is t / |m| |t| - s m / |m|^2, in every group of channels.
+    """
+    run = channels // groups
+
+    @no_type_check
+    def kernel(maps, views, height, width, positions, weights, points, of_cues, first, last, out):
+        right = channels if width > 1 else 0
+        below = width * channels if height > 1 else 0
+        map_size = height * width * channels
+        smallest, tiny = filled(F32(1e-16), groups), filled(F32(1e-30), groups)
+        pair = -1
+        for one in range(views):
+            for other in range(one + 1, views):
+                pair += 1
+                if pair < first or pair >= last:
+                    continue
+                for point in range(points):
+                    weight = weights[pair * points + point]
+                    if weight == 0:
+                        continue
+                    left, top, fu, fv = in_cells(positions, one * points + point, width, height)
+                    a, b, c, d = (F32(1) - fu) * (F32(1) - fv), fu * (F32(1) - fv), (F32(1) - fu) * fv, fu * fv
+                    at = 2 * pair * map_size + (top * width + left) * channels
+                    mine = scale(load(maps, at, channels), a)
+                    mine = add_scaled(mine, load(maps, at + right, channels), b)
+                    mine = add_scaled(mine, load(maps, at + below, channels), c)
+                    mine = add_scaled(mine, load(maps, at + right + below, channels), d)
+                    left, top, fu, fv = in_cells(positions, other * points + point, width, height)
+                    e, f, g, h = (F32(1) - fu) * (F32(1) - fv), fu * (F32(1) - fv), (F32(1) - fu) * fv, fu * fv
+                    there = (2 * pair + 1) * map_size + (top * width + left) * channels
+                    theirs = scale(load(maps, there, channels), e)
+                    theirs = add_scaled(theirs, load(maps, there + right, channels), f)
+                    theirs = add_scaled(theirs, load(maps, there + below, channels), g)
+                    theirs = add_scaled(theirs, load(maps, there + right + below, channels), h)
+                    of_mine = group_sums(multiply(mine, mine), groups)
+                    of_theirs = group_sums(multiply(theirs, theirs), groups)
+                    squares = multiply(of_mine, of_theirs)
+                    bounded = larger(squares, smallest)
+                    similarity = divide(group_sums(multiply(mine, theirs), groups), square_root(bounded))
+                    given = scale(load(of_cues, point * groups, groups), weight)
+                    across = repeated(divide(given, square_root(bounded)), run)
+                    # lengths have a gradient where they are not bounded
+                    along = where_equal(squares, bounded, multiply(given, similarity))
+                    along_mine = repeated(divide(along, larger(of_mine, tiny)), run)
+                    along_theirs = repeated(divide(along, larger(of_theirs, tiny)), run)
+                    row = subtract(multiply(across, theirs), multiply(along_mine, mine))
+                    store(out, at, add_scaled(load(out, at, channels), row, a))
+                    store(out, at + right, add_scaled(load(out, at + right, channels), row, b))
+                    store(out, at + below, add_scaled(load(out, at + below, channels), row, c))
+                    at += right + below
+                    store(out, at, add_scaled(load(out, at, channels), row, d))
+                    row = subtract(multiply(across, mine), multiply(along_theirs, theirs))
+                    store(out, there, add_scaled(load(out, there, channels), row, e))
+                    store(out, there + right, add_scaled(load(out, there + right, channels), row, f))
+                    store(out, there + below, add_scaled(load(out, there + below, channels), row, g))
+                    there += right + below
+                    store(out, there, add_scaled(load(out, there, channels), row, h))
 
     return kernel

@@ -133,6 +133,39 @@ class _LookUpVoxels(torch.autograd.Function):
         return out, None, None
 
 
+def match_pairs(
+    maps: Float[Tensor, "batch pair member height width channel"],
+    positions: Float[Tensor, "batch view point 2"],
+    weights: Float[Tensor, "batch pair point"],
+    groups: int,
+) -> Float[Tensor, "batch point group"]:
+    """``dispatch.match_pairs`` with a gradient of the maps."""
+    return _MatchPairs.apply(maps, positions, weights, groups)
+
+
+class _MatchPairs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, positions: Tensor, weights: Tensor, groups: int) -> Tensor:
+        ctx.save_for_backward(maps, positions, weights)
+        ctx.groups = groups
+        return dispatch.match_pairs(maps, positions, weights, groups)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        from idnerf.compiled.gradient_kernels import pair_gradient_kernel
+
+        maps, positions, weights = ctx.saved_tensors
+        batch, pairs, _, height, width, channels = maps.shape
+        kernel, (views, points) = pair_gradient_kernel(channels, ctx.groups), positions.shape[1:3]
+        out = torch.zeros_like(maps, memory_format=torch.contiguous_format)
+        for item in range(batch):
+            where = (flat(maps[item]), views, height, width, flat(positions[item]), flat(weights[item]), points)
+            run = partial(call, kernel, (*where, flat(gradients[0][item])), (flat(out[item]),))
+            in_threads(pairs, run, fewest=1)
+        return out, None, None, None
+
+
 def normalize_groups(
     features: Float[Tensor, "image height width channel"],
     groups: int,

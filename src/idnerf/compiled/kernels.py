@@ -459,6 +459,17 @@ def in_map(rays, origins, view, pixels, pixel, inverse_depth, photo_width, photo
     return inside, left, top, u - F32(left), v - F32(top)
 
 
+@inlined
+@no_type_check
+def in_cells(positions, at, width, height):
+    """The same of the point whose (u, v) in cells are number ``at`` of ``positions``."""
+    u, v = positions[2 * at] - F32(0.5), positions[2 * at + 1] - F32(0.5)
+    u = min(u, F32(width - 1)) if u > 0 else F32(0)  # 0 also where u is no number
+    v = min(v, F32(height - 1)) if v > 0 else F32(0)
+    left, top = min(int(u), max(width - 2, 0)), min(int(v), max(height - 2, 0))
+    return left, top, u - F32(left), v - F32(top)
+
+
 @compiled
 @no_type_check
 def match_kernel(channels: int, groups: int, colours: int, only_similarity: bool):
@@ -717,19 +728,12 @@ def pair_kernel(channels: int, groups: int):
     def kernel(maps, views, height, width, positions, weights, points, first, last, cues):
         right = channels if width > 1 else 0
         below = width * channels if height > 1 else 0
-        last_u, last_v = F32(width - 1), F32(height - 1)
-        most_u, most_v = max(width - 2, 0), max(height - 2, 0)
         map_size = height * width * channels
         corners = np.empty(views, np.int64)
         shares = np.empty(4 * views, F32)
         for point in range(first, last):
             for view in range(views):
-                u = positions[2 * (view * points + point)] - F32(0.5)
-                v = positions[2 * (view * points + point) + 1] - F32(0.5)
-                u = min(u, last_u) if u > 0 else F32(0)  # 0 also where u is no number
-                v = min(v, last_v) if v > 0 else F32(0)
-                left, top = min(int(u), most_u), min(int(v), most_v)
-                fu, fv = u - F32(left), v - F32(top)
+                left, top, fu, fv = in_cells(positions, view * points + point, width, height)
                 corners[view] = (top * width + left) * channels
                 shares[4 * view] = (F32(1) - fu) * (F32(1) - fv)
                 shares[4 * view + 1] = fu * (F32(1) - fv)
@@ -858,14 +862,8 @@ def lookup_kernel(channels: int):
     def kernel(table, height, width, positions, first, last, out):
         right = channels if width > 1 else 0
         below = width * channels if height > 1 else 0
-        last_u, last_v = F32(width - 1), F32(height - 1)
-        most_u, most_v = max(width - 2, 0), max(height - 2, 0)
         for point in range(first, last):
-            u, v = positions[2 * point] - F32(0.5), positions[2 * point + 1] - F32(0.5)
-            u = min(u, last_u) if u > 0 else F32(0)  # 0 also where u is no number
-            v = min(v, last_v) if v > 0 else F32(0)
-            left, top = min(int(u), most_u), min(int(v), most_v)
-            fu, fv = u - F32(left), v - F32(top)
+            left, top, fu, fv = in_cells(positions, point, width, height)
             at = (top * width + left) * channels
             row = scale(load(table, at, channels), (F32(1) - fu) * (F32(1) - fv))
             row = add_scaled(row, load(table, at + right, channels), fu * (F32(1) - fv))
@@ -985,11 +983,7 @@ def token_kernel(width: int, heads: int, head_width: int, symmetric: bool, with_
                     map_height, map_width = (fine_height, fine_width) if level else (coarse_height, coarse_width)
                     right = width if map_width > 1 else 0
                     below = map_width * width if map_height > 1 else 0
-                    u, v = positions[2 * at_point] - F32(0.5), positions[2 * at_point + 1] - F32(0.5)
-                    u = min(u, F32(map_width - 1)) if u > 0 else F32(0)  # 0 also where u is no number
-                    v = min(v, F32(map_height - 1)) if v > 0 else F32(0)
-                    left, top = min(int(u), max(map_width - 2, 0)), min(int(v), max(map_height - 2, 0))
-                    fu, fv = u - F32(left), v - F32(top)
+                    left, top, fu, fv = in_cells(positions, at_point, map_width, map_height)
                     at = ((view * map_height + top) * map_width + left) * width
                     row = add_scaled(row, load(table, at, width), (F32(1) - fu) * (F32(1) - fv))
                     row = add_scaled(row, load(table, at + right, width), fu * (F32(1) - fv))

@@ -66,15 +66,15 @@ class WindowAttention(nn.Module):
         shifted: bool,
     ) -> Float[Tensor, "sequence height width channel"]:
         """``shifted``: windows begin half a window later, see ``window_edges``."""
-        projected = self.query(maps), self.key(attended), self.value(attended)
-        columns = list(pairwise(window_edges(maps.shape[2], splits, shifted)))
+        heights, widths = ([b - a for a, b in pairwise(window_edges(n, splits, shifted))] for n in maps.shape[1:3])
+        # ``split``, not indices: the gradient of each would be as large as the map
+        projected = (x.split(heights, 1) for x in (self.query(maps), self.key(attended), self.value(attended)))
         bands = []
-        for top, bottom in pairwise(window_edges(maps.shape[1], splits, shifted)):
+        for rows in zip(*projected, strict=True):
             windows = []
-            for left, right in columns:
-                cells = (x[:, None, top:bottom, left:right].flatten(2, 3) for x in projected)
-                message = F.scaled_dot_product_attention(*cells)
-                windows.append(message.unflatten(2, (bottom - top, right - left))[:, 0])
+            for window in zip(*(x.split(widths, 2) for x in rows), strict=True):
+                message = F.scaled_dot_product_attention(*(x[:, None].flatten(2, 3) for x in window))
+                windows.append(message[:, 0].unflatten(1, window[0].shape[1:3]))
             bands.append(torch.cat(windows, 2))
         return self.norm(self.merge(torch.cat(bands, 1)))
 
@@ -103,7 +103,7 @@ class CrossViewBlock(nn.Module):
     ) -> Float[Tensor, "sequence height width channel"]:
         maps = maps + self.self_attention(maps, maps, splits, shifted)
         message = self.cross_attention(maps, partners, splits, shifted)
-        return maps + self._fed_forward(torch.cat([maps, message], -1))
+        return maps + self._fed_forward(torch.cat([maps.to(message.dtype), message], -1))  # ``cat`` of two is slow
 
     def _fed_forward(self, maps: Float[Tensor, "sequence height width twice"]) -> Tensor:
         rows = maps.reshape(-1, maps.shape[-1])

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from idnerf.compiled import dispatch
+from idnerf.compiled import dispatch, gradients
 from idnerf.geometry.cameras import invert_rigid
+from idnerf.geometry.precision import full_precision
 from idnerf.geometry.projection import bilinear_lookup, safe_depth
 from idnerf.models.behaviour import Behaviour
 from idnerf.models.gmflow import PairMaps, view_pairs
@@ -93,6 +94,7 @@ class Reprojection:
     taps: tuple[tuple[Taps, Taps], ...] | None = None
 
 
+@full_precision
 def reproject(points: Float[Tensor, "batch point 3"], sources: Cameras, behaviour: Behaviour) -> Reprojection:
     """World points into every source view; ``sources`` is [batch view]."""
     to_pixels = sources.K @ invert_rigid(sources.c2w)[..., :3, :]
@@ -111,7 +113,7 @@ def with_taps(reprojection: Reprojection, maps: PairMaps, behaviour: Behaviour) 
     """
     if reprojection.pixels.device.type != "cpu" or reprojection.taps is not None:
         return reprojection
-    if dispatch.usable(*maps.scales, reprojection.pixels):
+    if gradients.chosen(*maps.scales, reprojection.pixels) is not None:
         return reprojection
     taps = []
     for scale in maps.scales:
@@ -258,17 +260,18 @@ def matching_cue(
 ) -> Float[Tensor, "batch point group"]:
     """Similarity of the pairs, averaged over the pairs that count at each point.
 
-    Without gradients, on a CPU and with numba installed, point by point in compiled code.
+    On a CPU and with numba installed point by point in compiled code, which keeps nothing for the backward pass.
     """
     visible = reprojection.visible
     first, second = (list(members) for members in zip(*view_pairs(visible.shape[1]), strict=True))
     weights = behaviour.pair_weights(visible[:, first], visible[:, second])
-    if dispatch.usable(*maps.scales, reprojection.pixels):
+    kernels = gradients.chosen(*maps.scales, reprojection.pixels)
+    if kernels is not None:
         cues = []
         for scale, count in zip(maps.scales, groups, strict=True):
             size = (scale.shape[4], scale.shape[3])
             positions = behaviour.map_positions(reprojection.pixels, maps.padded_size, size)
-            cues.append(dispatch.match_pairs(scale, positions, weights, count))
+            cues.append(kernels.match_pairs(scale, positions, weights, count))
         return torch.cat(cues, -1)
     similarities = pair_similarities(maps, reprojection, groups, behaviour)
     return (weights[..., None] * similarities).sum(1)

@@ -17,9 +17,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from idnerf.compiled import dispatch
+from idnerf.compiled import dispatch, gradients
 from idnerf.errors import InputError
 from idnerf.geometry.cameras import invert_rigid
+from idnerf.geometry.precision import full_precision
 from idnerf.geometry.rays import pixel_centers, rays_at_pixels
 from idnerf.models import matching
 from idnerf.models.behaviour import Behaviour, PublishedBehaviour
@@ -163,6 +164,33 @@ class PaperFeatures:
 
 
 @dataclass(frozen=True)
+class SeenSamples:
+    """What the source views show at the samples of rays, one ray after the other.
+
+    Attributes:
+        reprojection: where they land.
+        colours: of the views there, meaningless where not visible.
+        cue: how much pairs of views agree.
+        tokens: what the token maps hold there, both scales together; None without view refinement, and where compiled
+            kernels look them up later.
+    """
+
+    reprojection: Reprojection
+    colours: Float[Tensor, "batch view point 3"]
+    cue: Float[Tensor, "batch point group"]
+    tokens: Float[Tensor, "batch view point token"] | None
+
+    def split(self, size: int) -> "list[SeenSamples]":
+        """Pieces of ``size`` points."""
+        where = self.reprojection
+        pixels, visible, colours = (x.split(size, 2) for x in (where.pixels, where.visible, self.colours))
+        cues = self.cue.split(size, 1)
+        tokens = [None] * len(cues) if self.tokens is None else self.tokens.split(size, 2)
+        pieces = zip(pixels, visible, colours, cues, tokens, strict=True)
+        return [SeenSamples(Reprojection(at, seen), rgb, cue, token) for at, seen, rgb, cue, token in pieces]
+
+
+@dataclass(frozen=True)
 class PixelOutput:
     """Rendered rays: colour in [0, 1], expected depth (z), opacity in [0, 1]."""
 
@@ -220,12 +248,14 @@ class PaperModel(nn.Module):
             self.refinement.tokens.maps(maps) if self.refinement else None,
         )
 
+    @full_precision
     def infer_latent(self, features: PaperFeatures, target: Cameras) -> TargetLatent | None:
         """The latent of whole [batch] targets, not of a crop; None where the configuration has none (MatchNeRF)."""
         if self.latent is None:
             return None
         return self.latent(features.images.permute(0, 1, 4, 2, 3), features.cameras, self.behaviour.cameras(target))
 
+    @full_precision
     def render_pixels(
         self,
         features: PaperFeatures,
@@ -246,14 +276,21 @@ class PaperModel(nn.Module):
         rays = rays_at_pixels(target, pixels)
         count = self.config.samples_per_ray
         depths = self.behaviour.sample_depths(target, pixels.shape[1], count, generator)
-        parts = [(rays, depths, latent_token)]
+        parts, seen = [(rays, depths, latent_token)], [None]
         if torch.is_grad_enabled() and pixels.device.type == "cpu":
             batch, view = features.cameras.shape
             size = self._rays_per_chunk(batch, view, LOOKUPS_PER_TRAINING_CHUNK)
             parts = [
                 _some_rays(rays, depths, latent_token, slice(i, i + size)) for i in range(0, pixels.shape[1], size)
             ]
-        outputs = [self._composited(features, target, r, d, token, again=len(parts) > 1) for r, d, token in parts]
+            if gradients.chosen(*features.maps.scales) is None:
+                seen *= len(parts)
+            else:  # these keep next to nothing for the backward pass: once for all rays
+                seen = self._look_up(features, samples_of(rays, depths).flatten(1, 2)).split(size * count)
+        outputs = [
+            self._composited(features, target, *part, shown, again=len(parts) > 1)
+            for part, shown in zip(parts, seen, strict=True)
+        ]
         if len(outputs) == 1:
             return outputs[0]
         return PixelOutput(
@@ -288,21 +325,37 @@ class PaperModel(nn.Module):
         rays: Rays,
         depths: Float[Tensor, "batch ray sample"],
         latent_token: Float[Tensor, "batch ray token"] | None,
+        seen: SeenSamples | None,
         *,
         again: bool,
     ) -> PixelOutput:
-        """Colour, depth and opacity of rays; ``again``: nothing is kept for the backward pass, which starts afresh."""
+        """Colour, depth and opacity of rays.
+
+        Args:
+            seen: what the views show at the samples; None looks it up.
+            again: nothing is kept for the backward pass, which starts afresh.
+        """
         if again:
             return checkpoint(
-                lambda: self._composited(features, target, rays, depths, latent_token, again=False),
+                lambda: self._composited(features, target, rays, depths, latent_token, seen, again=False),
                 use_reentrant=False,
                 preserve_rng_state=False,
             )
-        points = rays.origins[:, :, None] + rays.directions[:, :, None] * (depths / rays.cos[..., None])[..., None]
-        colours, raw = self._query_field(features, target, points, rays.directions, latent_token)
+        points = samples_of(rays, depths)
+        seen = self._look_up(features, points.flatten(1, 2)) if seen is None else seen
+        colours, raw = self._query_field(features, target, points, rays.directions, latent_token, seen)
         weights = compositing_weights(alphas_without_intervals(self.behaviour.sigmas(raw)))
         depth = self.behaviour.expected_depth(weights, depths)
         return PixelOutput(composite(weights, colours), depth, weights.sum(-1))
+
+    def _look_up(self, features: PaperFeatures, points: Float[Tensor, "batch point 3"]) -> SeenSamples:
+        reprojection = with_taps(reproject(points, features.cameras, self.behaviour), features.maps, self.behaviour)
+        return SeenSamples(
+            reprojection,
+            lookup_colours(features.images, reprojection.pixels),
+            matching_cue(features.maps, reprojection, self.config.groups, self.behaviour),
+            None if self.refinement is None else self.refinement.look_up(features, reprojection, self.behaviour),
+        )
 
     def _query_field(
         self,
@@ -311,29 +364,25 @@ class PaperModel(nn.Module):
         points: Float[Tensor, "batch ray sample 3"],
         directions: Float[Tensor, "batch ray 3"],
         latent_token: Float[Tensor, "batch ray token"] | None,
+        seen: SeenSamples,
     ) -> tuple[Float[Tensor, "batch ray sample 3"], Float[Tensor, "batch ray sample"]]:
         """Colours and raw densities at the samples of rays with unit directions in the world."""
         batch, rays, samples, _ = points.shape
-        flat = points.flatten(1, 2)
-        reprojection = with_taps(reproject(flat, features.cameras, self.behaviour), features.maps, self.behaviour)
-        colours_of_views = lookup_colours(features.images, reprojection.pixels)
+        flat, visible = points.flatten(1, 2), seen.reprojection.visible
         if isinstance(self.aggregation, SymmetricViews):
             world_to_target = invert_rigid(target.c2w)[:, :3, :3]
             of_views = self.aggregation.along_rays(
-                colours_of_views, reprojection.visible, flat, features.cameras.centers, directions, world_to_target
+                seen.colours, visible, flat, features.cameras.centers, directions, world_to_target
             )
         else:
-            of_views = self.aggregation(colours_of_views, reprojection.visible)
-        condition = [
-            matching_cue(features.maps, reprojection, self.config.groups, self.behaviour),
-            of_views,
-        ]
+            of_views = self.aggregation(seen.colours, visible)
+        condition = [seen.cue, of_views]
         if self.refinement:
-            condition.append(self.refinement(features, reprojection, colours_of_views, latent_token, self.behaviour))
+            condition.append(self.refinement(features, seen, latent_token, self.behaviour))
         # Views in any order need a frame free of the order; MatchNeRF's is the first source's.
         frame = target if self.config.view_aggregation == "symmetric" else features.cameras[:, 0]
         positions = self.behaviour.frame_coordinates(flat, frame)
-        seen_by = reprojection.visible.sum(1).float().reshape(batch * rays, samples)
+        seen_by = visible.sum(1).float().reshape(batch * rays, samples)
         colours, raw = self._field_in_pieces(
             positions.reshape(batch * rays, samples, 3),
             (directions @ frame.c2w[:, :3, :3]).flatten(0, 1),
@@ -355,6 +404,11 @@ class PaperModel(nn.Module):
         ]
         colours, raw = zip(*pieces, strict=True)
         return torch.cat(colours), torch.cat(raw)
+
+
+def samples_of(rays: Rays, depths: Float[Tensor, "batch ray sample"]) -> Float[Tensor, "batch ray sample 3"]:
+    """The points of rays at depths (z) of the target camera."""
+    return rays.origins[:, :, None] + rays.directions[:, :, None] * (depths / rays.cos[..., None])[..., None]
 
 
 def _some_rays(
@@ -391,38 +445,44 @@ class Refinement(nn.Module):
         """The latent's token for each ray; None where the configuration reads none."""
         return None if self.latent_token is None else self.latent_token(latent, target, pixels)
 
-    def forward(
-        self,
-        features: PaperFeatures,
-        reprojection: Reprojection,
-        colours: Float[Tensor, "batch view point 3"],
-        latent_token: Float[Tensor, "batch ray token"] | None,
-        behaviour: Behaviour,
-    ) -> Float[Tensor, "batch point width"]:
-        """Args: ``colours`` of the views at the points, equally many on each ray, and ``latent_token`` of the rays.
-
-        Without gradients, on a CPU and with numba installed, point by point in compiled code.
-        """
+    def look_up(
+        self, features: PaperFeatures, reprojection: Reprojection, behaviour: Behaviour
+    ) -> Float[Tensor, "batch view point token"] | None:
+        """What the token maps hold, both scales together; None where ``forward`` looks them up in compiled code."""
         assert features.token_maps is not None
-        if dispatch.usable(*features.token_maps, colours):
-            coarse, fine = (
-                behaviour.map_positions(reprojection.pixels, features.maps.padded_size, (maps.shape[3], maps.shape[2]))
-                for maps in features.token_maps
-            )
-            a = self.attention
-            network = dispatch.TokenNetwork(self.tokens.of_colour, a.to_qkv, a.heads, a.merge, a.norm, self.symmetric)
-            visible = reprojection.visible
-            return dispatch.refine_views(network, features.token_maps, (coarse, fine), colours, visible, latent_token)
-        if latent_token is not None:
-            latent_token = latent_token.repeat_interleave(colours.shape[2] // latent_token.shape[1], 1)
+        if dispatch.usable(*features.token_maps, reprojection.pixels):
+            return None
         coarse, fine = (
             lookup_views(maps, reprojection, level, features.maps.padded_size, behaviour)
             for level, maps in enumerate(features.token_maps)
         )
-        tokens = self.tokens(coarse + fine, colours, reprojection.visible)
-        views, latent = attend_with_latent(self.attention, tokens, reprojection.visible, latent_token)
-        if self.symmetric:
-            parts = list(masked_mean_and_variance(views, reprojection.visible))
-        else:
-            parts = [views.transpose(1, 2).flatten(2)]
-        return torch.cat(parts if latent is None else [*parts, latent], -1)
+        return coarse + fine
+
+    def forward(
+        self,
+        features: PaperFeatures,
+        seen: SeenSamples,
+        latent_token: Float[Tensor, "batch ray token"] | None,
+        behaviour: Behaviour,
+    ) -> Float[Tensor, "batch point width"]:
+        """Args: ``seen`` at points, equally many on each ray, and ``latent_token`` of the rays.
+
+        Without gradients, on a CPU and with numba installed, point by point in compiled code.
+        """
+        visible, colours = seen.reprojection.visible, seen.colours
+        if seen.tokens is None:
+            assert features.token_maps is not None
+            coarse, fine = (
+                behaviour.map_positions(seen.reprojection.pixels, features.maps.padded_size, (m.shape[3], m.shape[2]))
+                for m in features.token_maps
+            )
+            a = self.attention
+            network = dispatch.TokenNetwork(self.tokens.of_colour, a.to_qkv, a.heads, a.merge, a.norm, self.symmetric)
+            return dispatch.refine_views(network, features.token_maps, (coarse, fine), colours, visible, latent_token)
+        if latent_token is not None:
+            latent_token = latent_token.repeat_interleave(colours.shape[2] // latent_token.shape[1], 1)
+        tokens = self.tokens(seen.tokens, colours, visible)
+        views, latent = attend_with_latent(self.attention, tokens, visible, latent_token)
+        in_order = views.transpose(1, 2).flatten(2)
+        parts = masked_mean_and_variance(views, visible) if self.symmetric else (in_order,)
+        return torch.cat(parts if latent is None else (*parts, latent), -1)

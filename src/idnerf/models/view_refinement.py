@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from idnerf.geometry.precision import full_precision
 from idnerf.geometry.rays import pixel_centers
 from idnerf.models.feature_pyramid import start_at_zero
 from idnerf.models.fine_samples import FineOutput
@@ -83,6 +84,7 @@ class MapTokens(nn.Module):
             # kaiming's bound for all inputs of the token together
             nn.init.normal_(linear.weight, std=(2 / (2 * channels + 4)) ** 0.5)
 
+    @full_precision
     def maps(
         self, maps: PairMaps
     ) -> tuple[Float[Tensor, "batch view h w width"], Float[Tensor, "batch view h4 w4 width"]]:
@@ -184,7 +186,8 @@ def mean_over_partners(
     while views * (views - 1) // 2 < pairs:
         views += 1
     own: list[list[Tensor]] = [[] for _ in range(views)]
-    for pair, members in enumerate(view_pairs(views)):
-        for member, view in enumerate(members):
-            own[view].append(maps[:, pair, member])
+    each = iter(maps.flatten(1, 2).unbind(1))  # the gradient of an indexed map would be as large as all of them
+    for members in view_pairs(views):
+        for view in members:
+            own[view].append(next(each))
     return torch.stack([torch.stack(of_view).mean(0) for of_view in own], 1)

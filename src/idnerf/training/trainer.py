@@ -2,8 +2,9 @@
 
 StepDataset (examples by step) -> objective (loss terms) -> backward, clip, AdamW, EMA -> log, validate, save
 
-With ``precision="bf16"`` the cascade's convolutions and matrix products run in bfloat16; weights, camera geometry
-(``geometry/precision.py``), the depth distribution and losses stay float32.
+With ``precision="bf16"`` the convolutions and matrix products of the cascade, and those of the `paper` configuration's
+encoder, run in bfloat16; weights, camera geometry (``geometry/precision.py``), the depth distribution, the radiance
+field and losses stay float32.
 """
 
 import dataclasses
@@ -99,8 +100,8 @@ class TrainerConfig:
     augment: bool = True
     """Recolour and mirror scenes at random, the same way for every view."""
     precision: Literal["float32", "bf16"] = "float32"
-    """Of the `cascade` networks. bf16 pays on GPUs and on CPUs with AMX or AVX-512 BF16 (step 1.5 times faster);
-    elsewhere it costs."""
+    """Of the `cascade` networks, or the `paper` configuration's encoder. bf16 pays on GPUs and on CPUs with AMX or
+    AVX-512 BF16 (a step is 1.5 to 2 times faster); elsewhere it costs."""
     seed: int = 0
     """Of weights, examples and samples."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -136,8 +137,6 @@ class TrainerConfig:
         low, high = self.source_views
         if not 2 <= low <= high:
             raise InputError(f"--source-views: expected 2 <= fewest <= most, got {low} {high}")
-        if self.precision == "bf16" and self.model.configuration != "cascade":
-            raise InputError("--precision bf16 is for the `cascade` configuration; `paper` trains in float32")
         if self.tile is not None and min(self.tile) < 8:
             raise InputError(f"--tile: expected at least 8x8 pixels, got {self.tile[0]}x{self.tile[1]}")
 
