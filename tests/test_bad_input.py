@@ -284,6 +284,11 @@ TRAIN: dict[str, Case] = {
     "run folder in use": ("cascade-procedural --out {run} --held-out 0", "--resume"),
     "out that is a file": ("cascade-procedural --out {text} --held-out 0", "is a file, not a folder"),
     "weights to start from that are none": ("cascade-procedural --init {text} --held-out 0", "not a readable"),
+    "model option that weights bring": (
+        "cascade-procedural --init default --model.cascade.samples 6 --held-out 0",
+        "--model.cascade.samples 6: default keeps its own, 10; leave it out, or add --extend",
+    ),
+    "weights of the other configuration": ("matchnerf-procedural --init default --held-out 0", "got `cascade`"),
     "encoder of the other configuration": ("cascade-procedural --encoder-init {text} --held-out 0", "--encoder-init"),
     "encoder that is none": ("matchnerf-procedural --encoder-init {text} --held-out 0", "not a readable"),
     "pool that is a file": ("cascade-procedural --scenes.pool {text} --held-out 0", "--scenes.pool: expected a folder"),

@@ -5,14 +5,17 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from idnerf.checkpoint import read_metadata
+from idnerf.checkpoint import locate_weights, read_metadata
 from idnerf.commands.options import check_writable, choose_device
 from idnerf.commands.parsing import parse
 from idnerf.config import PRESETS, run_training
 from idnerf.errors import InputError
 from idnerf.ranks import is_first_process
+
+if TYPE_CHECKING:
+    from idnerf.training.trainer import TrainerConfig
 
 PER_START = ("resume", "out", "device", "processes", "workers", "threads")
 """Options that belong to a start, not to the training: a resumed run does not take them from its first start."""
@@ -33,6 +36,7 @@ def train(arguments: Sequence[str]) -> None:
     from idnerf.training.trainer import TrainingDivergedError
 
     choose_device(config.trainer.device)
+    check_model_options(config.trainer, preset.trainer)
     check_writable(config.trainer.resume or config.trainer.out, folder=True)
     try:
         run = run_training(config, {"preset": name, "flags": list(flags_of(config))})
@@ -41,6 +45,38 @@ def train(arguments: Sequence[str]) -> None:
         raise SystemExit(1) from None
     if is_first_process(os.environ):
         print(f"{run}: weights.safetensors, training_state.safetensors, log.jsonl, tensorboard/")
+
+
+def check_model_options(given: "TrainerConfig", usual: "TrainerConfig") -> None:
+    """Weights to start from bring their own model options: others are for ``--extend``.
+
+    Raises:
+        InputError: one was given that the training would not follow.
+    """
+    from idnerf.models.idnerf import config_from_json
+
+    if given.init is None or given.resume is not None:
+        return
+    name = given.model.configuration
+    config = read_metadata(locate_weights(given.init), "weights to start from").get("config")
+    if config is None:
+        return  # `start_model` says what the file is
+    theirs = config_from_json(config)
+    if theirs.configuration != name:
+        raise InputError(
+            f"--init {given.init}: expected weights of the `{name}` configuration, got `{theirs.configuration}`; "
+            "choose a preset of that configuration"
+        )
+    if given.extend:
+        return
+    wanted, kept, default = (getattr(model, name) for model in (given.model, theirs, usual.model))
+    for field in dataclasses.fields(wanted):
+        value, held = getattr(wanted, field.name), getattr(kept, field.name)
+        if value not in (held, getattr(default, field.name)):
+            raise InputError(
+                f"--model.{name}.{field.name.replace('_', '-')} {value}: {given.init} keeps its own, {held}; leave it "
+                "out, or add --extend, which keeps the model options given here"
+            )
 
 
 def recorded_flags(name: str, arguments: Sequence[str]) -> list[str]:
