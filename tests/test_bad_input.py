@@ -17,6 +17,9 @@ from PIL import Image
 
 from command_line import run
 from idnerf import cli
+from idnerf.checkpoint import write_tensors
+from idnerf.models.idnerf import IDNeRF
+from tiny_cases import TINY_MODELS
 
 Case = tuple[str, str]
 
@@ -286,7 +289,19 @@ TRAIN: dict[str, Case] = {
     "weights to start from that are none": ("cascade-procedural --init {text} --held-out 0", "not a readable"),
     "model option that weights bring": (
         "cascade-procedural --init default --model.cascade.samples 6 --held-out 0",
-        "--model.cascade.samples 6: default keeps its own, 10; leave it out, or add --extend",
+        "--model.cascade.samples: default keeps its own, 10, and you ask for 6; add --extend",
+    ),
+    "model option as the preset has it": (
+        "cascade-procedural --init default --model.cascade.samples=8 --held-out 0",
+        "keeps its own, 10, and you ask for 8",
+    ),
+    "preset's part that weights lack": (
+        "idnerf-procedural --init {paper} --held-out 0",
+        "keeps its own, False, and you ask for True; add --extend",
+    ),
+    "weights with another kind of configuration": (
+        "cascade-procedural --init {no_config} --held-out 0",
+        "a model configuration of another kind",
     ),
     "weights of the other configuration": ("matchnerf-procedural --init default --held-out 0", "got `cascade`"),
     "encoder of the other configuration": ("cascade-procedural --encoder-init {text} --held-out 0", "--encoder-init"),
@@ -432,6 +447,9 @@ def places(tmp_path_factory, scene, weights) -> dict[str, Path]:
     made["cut_weights"].write_bytes(weights.read_bytes()[:5000])
     run_folder = folder("run")
     (run_folder / "training_state.safetensors").touch()
+    made["paper"], made["no_config"] = root / "paper.safetensors", root / "no_config.safetensors"
+    IDNeRF(TINY_MODELS["paper"]).save(made["paper"])
+    write_tensors(made["no_config"], {"x": torch.zeros(1)}, {"config": "none"})
     made["report"] = root / "report.json"
     keys = ("idnerf", "protocol", "weights", "weights_sha256", "num_sources", "size", "crop", "device")
     scores = {"views": [{}], "scenes": {"a": {}}, "mean": {}}

@@ -14,12 +14,13 @@ from idnerf.checkpoint import read_tensors, write_tensors
 from idnerf.data.procedural.config import ProceduralConfig
 from idnerf.data.procedural.generate import generate_scene
 from idnerf.errors import InputError
-from idnerf.geometry.cameras import resize
+from idnerf.geometry.cameras import halve, resize
 from idnerf.geometry.precision import has_fast_bfloat16
 from idnerf.geometry.rays import image_rays, unproject
 from idnerf.models import fine_samples, frustum_volume, middle_stage
 from idnerf.models.cascade import Cascade, CascadeConfig
 from idnerf.models.feature_pyramid import PyramidFeatures, normalize_groups
+from idnerf.models.feature_pyramid import halve as halve_photos
 from idnerf.models.fine_samples import (
     FineOutput,
     FineSamples,
@@ -909,3 +910,40 @@ def test_bfloat16_counts_as_fast_on_processors_that_multiply_in_it(named, monkey
     for name in ("amx_tile", "avx512_bf16"):
         monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda: False, raising=False)
     assert has_fast_bfloat16("cpu") == any(named.values())
+
+
+def test_unsure_cells_take_their_share_and_sure_ones_nothing(generator):
+    planes = 24
+    unsure, sure = torch.zeros(planes), 50 * F.one_hot(torch.tensor(5), planes).float()
+    half_sure = torch.zeros(planes)
+    half_sure[:8] = 20  # entropy ln 8 / ln 24 = 0.65: between the two
+    own = torch.stack([unsure, sure, half_sure]).log_softmax(1).T[None, :, None]
+    other = torch.randn(1, planes, 2, 2, generator=generator).log_softmax(1)
+    distribution = DepthDistribution(own, torch.zeros(1, 1, planes, 1, 3))
+    mixed = distribution.mixed(DepthDistribution(other, torch.zeros(1, 1, planes, 2, 2)), 0.7)
+    probabilities = mixed.log_probabilities.exp()
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(1, 1, 3))
+    others = F.interpolate(other.exp(), (1, 3), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(probabilities[..., 0], 0.3 / planes + 0.7 * others[..., 0])
+    torch.testing.assert_close(probabilities[..., 1], own.exp()[..., 1], atol=1e-6, rtol=0)
+    from_others = (probabilities[0, 8:, 0, 2] / others[0, 8:, 0, 2]).mean()
+    assert 0.1 < from_others < 0.6
+    torch.testing.assert_close(mixed.features, distribution.features)
+
+
+@pytest.mark.parametrize("size", [(64, 48), (66, 50)])
+def test_depth_at_half_the_size_is_that_of_halved_photos_and_cameras(size, monkeypatch):
+    monkeypatch.setattr(frustum_volume, "UNSURE", (-2.0, -1.0))  # all cells
+    torch.manual_seed(0)
+    cascade = waken(Cascade(replace(TINY_CASCADE, half_size_share=1.0))).eval()
+    views, tile = plane_views(3, size)[None], plane_views(4, (64, 48)).cameras[3:]
+    with torch.no_grad():
+        found = cascade(cascade.encode(views), tile).distribution.log_probabilities.exp()
+        photos = halve_photos(views.images[0])[None]
+        alone = cascade.encode(Views(photos, halve(views.cameras)))
+        expected = cascade.volume(alone.pyramid, alone.cameras, halve(tile), TINY_CASCADE.planes)
+    expected = F.interpolate(expected.log_probabilities.exp(), (12, 16), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    with torch.enable_grad():  # training finds depth at one size
+        trained = cascade(cascade.encode(views), tile).distribution.log_probabilities.exp()
+    assert (trained - expected).abs().max() > 0.01

@@ -23,7 +23,7 @@ import idnerf
 import two_processes
 from idnerf.checkpoint import read_tensors, write_tensors
 from idnerf.commands.parsing import parse
-from idnerf.commands.train import flags_of, recorded_flags
+from idnerf.commands.train import check_model_options, flags_of, recorded_flags
 from idnerf.commands.train import train as train_command
 from idnerf.config import PRESETS, DTUTraining, ProceduralTraining, run_training
 from idnerf.data.dtu import scans
@@ -578,6 +578,7 @@ def test_moving_average_follows_its_recurrence_and_forgets_the_start():
         (lambda: TrainerConfig(fast_share=1.5), "--fast-share"),
         (lambda: TrainerConfig(enlarged_share=2.0), "--enlarged-share"),
         (lambda: CascadeConfig(enlarge_up_to=-1), "--model.cascade.enlarge-up-to"),
+        (lambda: CascadeConfig(half_size_share=1.5), "--model.cascade.half-size-share"),
         (lambda: TrainerConfig(source_views=(1, 3)), "--source-views"),
         (lambda: TrainerConfig(source_views=(4, 3)), "--source-views"),
         (lambda: TrainerConfig(tile=(4, 64)), "--tile"),
@@ -1278,3 +1279,25 @@ def test_every_option_is_read_and_documented():
                 assert isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant), (
                     f"{config.__name__}.{ast.unparse(statement.target)} has no docstring, so no help"
                 )
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--model.cascade.samples", "3"],  # what the weights have
+        ["--model.cascade.samples", "5", "--extend"],
+        ["--steps", "1"],
+    ],
+)
+def test_model_options_that_a_training_follows_are_taken(tmp_path, flags):
+    held = ModelConfig(cascade=replace(TINY_CASCADE, samples=3))
+    IDNeRF(held).save(tmp_path / "start.safetensors")
+    arguments = ["--init", str(tmp_path / "start.safetensors"), *flags]
+    config = parse(ProceduralTraining, arguments, "train", default=PRESETS["cascade-procedural"])
+    check_model_options(config.trainer, arguments)
+    refused = [*arguments, "--model.cascade.samples", "4"]
+    config = parse(ProceduralTraining, refused, "train", default=PRESETS["cascade-procedural"])
+    if "--extend" not in flags:
+        with pytest.raises(InputError, match="add --extend"):
+            check_model_options(config.trainer, refused)
+    check_model_options(replace(config.trainer, resume=tmp_path), refused)

@@ -5,20 +5,21 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from idnerf.checkpoint import locate_weights, read_metadata
+from idnerf.checkpoint import read_metadata
 from idnerf.commands.options import check_writable, choose_device
 from idnerf.commands.parsing import parse
 from idnerf.config import PRESETS, run_training
 from idnerf.errors import InputError
+from idnerf.models.idnerf import read_model_config
 from idnerf.ranks import is_first_process
-
-if TYPE_CHECKING:
-    from idnerf.training.trainer import TrainerConfig
+from idnerf.training.trainer import TrainerConfig
 
 PER_START = ("resume", "out", "device", "processes", "workers", "threads")
 """Options that belong to a start, not to the training: a resumed run does not take them from its first start."""
+ADDED_PARTS = ("view_refinement",)
+"""Parts of a preset's model that a training must not lack unnoticed."""
 
 
 def train(arguments: Sequence[str]) -> None:
@@ -36,7 +37,7 @@ def train(arguments: Sequence[str]) -> None:
     from idnerf.training.trainer import TrainingDivergedError
 
     choose_device(config.trainer.device)
-    check_model_options(config.trainer, preset.trainer)
+    check_model_options(config.trainer, rest)
     check_writable(config.trainer.resume or config.trainer.out, folder=True)
     try:
         run = run_training(config, {"preset": name, "flags": list(flags_of(config))})
@@ -47,35 +48,32 @@ def train(arguments: Sequence[str]) -> None:
         print(f"{run}: weights.safetensors, training_state.safetensors, log.jsonl, tensorboard/")
 
 
-def check_model_options(given: "TrainerConfig", usual: "TrainerConfig") -> None:
+def check_model_options(config: TrainerConfig, arguments: Sequence[str]) -> None:
     """Weights to start from bring their own model options: others are for ``--extend``.
 
     Raises:
-        InputError: one was given that the training would not follow.
+        InputError: the weights are of the other configuration, or the training would not follow a model option among
+            the arguments, or would have no view refinement or latent where its preset has.
     """
-    from idnerf.models.idnerf import config_from_json
-
-    if given.init is None or given.resume is not None:
+    if config.init is None or config.resume is not None:
         return
-    name = given.model.configuration
-    config = read_metadata(locate_weights(given.init), "weights to start from").get("config")
-    if config is None:
-        return  # `start_model` says what the file is
-    theirs = config_from_json(config)
+    name, theirs = config.model.configuration, read_model_config(config.init)
     if theirs.configuration != name:
         raise InputError(
-            f"--init {given.init}: expected weights of the `{name}` configuration, got `{theirs.configuration}`; "
+            f"--init {config.init}: expected weights of the `{name}` configuration, got `{theirs.configuration}`; "
             "choose a preset of that configuration"
         )
-    if given.extend:
+    if config.extend:
         return
-    wanted, kept, default = (getattr(model, name) for model in (given.model, theirs, usual.model))
+    wanted, kept = getattr(config.model, name), getattr(theirs, name)
+    given = {argument.partition("=")[0].replace("_", "-").replace(".no-", ".") for argument in arguments}
     for field in dataclasses.fields(wanted):
+        flag = f"--model.{name}.{field.name.replace('_', '-')}"
         value, held = getattr(wanted, field.name), getattr(kept, field.name)
-        if value not in (held, getattr(default, field.name)):
+        if value != held and (flag in given or (field.name in ADDED_PARTS and not held)):
             raise InputError(
-                f"--model.{name}.{field.name.replace('_', '-')} {value}: {given.init} keeps its own, {held}; leave it "
-                "out, or add --extend, which keeps the model options given here"
+                f"{flag}: {config.init} keeps its own, {held}, and you ask for {value}; add --extend, which takes the "
+                "model options of the preset and the command line, or leave this one out"
             )
 
 

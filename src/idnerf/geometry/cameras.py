@@ -34,6 +34,13 @@ def resize(cameras: Cameras, size: tuple[int, int]) -> Cameras:
     return replace(cameras, K=K, size=size)
 
 
+def halve(cameras: Cameras) -> Cameras:
+    """The same cameras seen through images of half the size, as means of 2x2 pixels are; odd sides are rounded up."""
+    K = cameras.K.clone()
+    K[..., :2, :] *= 0.5
+    return replace(cameras, K=K, size=(-(-cameras.width // 2), -(-cameras.height // 2)))
+
+
 def crop(
     cameras: Cameras, left: int | Float[Tensor, "*batch"], top: int | Float[Tensor, "*batch"], size: tuple[int, int]
 ) -> Cameras:

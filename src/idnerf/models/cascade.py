@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from idnerf.errors import InputError
-from idnerf.geometry.cameras import crop
+from idnerf.geometry.cameras import crop, halve
 from idnerf.models.activation import start_at_unit_gain
 from idnerf.models.cross_view_mixing import CrossViewMixing
 from idnerf.models.depth_range import fitted_range
@@ -96,6 +96,9 @@ class CascadeConfig:
     tiles needs none."""
     latent_planes: int = 8
     """Inverse depths at which the latent looks the source views up."""
+    half_size_share: float = 0.0
+    """Rendering finds depth at half the size of photos and target too, where plain surfaces are half as many cells
+    wide, and gives so much of it, 0 to 1, to cells that are unsure at full size."""
     enlarge_up_to: int = 0
     """Source photos of at most so many pixels are enlarged to twice their width and height before they are encoded for
     rendering. It takes weights that were trained so, with a share of the steps (`--enlarged-share`)."""
@@ -114,8 +117,10 @@ class CascadeConfig:
 
     def __post_init__(self) -> None:
         check_latent_options(self.latent_query, self.view_refinement, self.latent_size, "model.cascade")
+        if not 0 <= self.half_size_share <= 1:
+            raise InputError(f"--model.cascade.half-size-share: expected a share in [0, 1], got {self.half_size_share}")
         for name, value in dataclasses.asdict(self).items():
-            if name in ("view_refinement", "latent_query", "latent_size", "context_blending"):
+            if name in ("view_refinement", "latent_query", "latent_size", "context_blending", "half_size_share"):
                 continue
             if name in ("volume_blocks", "refinement_deeper"):
                 most, least = (len(self.volume_widths), 0) if name == "volume_blocks" else (DEEPER_SCALES, 1)
@@ -195,7 +200,7 @@ class Cascade(nn.Module):
         self.volume.unet.add_blocks(c.volume_blocks)
         if c.refinement_deeper:
             self.refinement.add_scales(c.refinement_deeper)
-        self.encoder.halvings = c.halvings
+        self.encoder.halvings = c.halvings + (c.half_size_share > 0)
         self.volume.add_halved(c.halvings)
         if c.cross_view_layers:
             self.encoder.mixing = CrossViewMixing(c.pyramid_widths[3], c.cross_view_layers)
@@ -236,6 +241,14 @@ class Cascade(nn.Module):
             self.volume, features.pyramid, features.cameras, target, planes, enlargement=features.enlargement
         )
 
+    def _depth_distribution(self, features: CascadeFeatures, tile: Cameras, planes: int) -> DepthDistribution:
+        found = self.volume(features.pyramid, features.cameras, tile, planes)
+        share = self.config.half_size_share
+        if share == 0 or torch.is_grad_enabled():
+            return found
+        halved = features.pyramid.of_halved_photos()
+        return found.mixed(self.volume(halved, halve(features.cameras), halve(tile), planes), share)
+
     def forward(
         self,
         features: CascadeFeatures,
@@ -255,7 +268,7 @@ class Cascade(nn.Module):
         width, height = target.size
         padded = (width + -width % self.tile_stride, height + -height % self.tile_stride)
         tile = crop(target, 0, 0, padded)
-        distribution = self.volume(features.pyramid, features.cameras, tile, planes)
+        distribution = self._depth_distribution(features, tile, planes)
         latent = self.infer_latent(features, target) if latent is None else latent
         refine = self.view_refinement
         token = None if refine is None else refine.read(latent, tile)

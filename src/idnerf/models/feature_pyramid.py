@@ -5,7 +5,7 @@ pixels have in common does not count as similarity. Residual branches start at z
 kernels of even size, so that a cell's features are centred on the pixels it covers.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -83,6 +83,10 @@ class PyramidFeatures:
     fine: Float[Tensor, "batch view height width fine_channel"]
     middle: Float[Tensor, "batch view height2 width2 middle_channel"] | None = None
     halved: tuple[Float[Tensor, "batch view _ _ coarse_channel"], ...] = ()
+
+    def of_halved_photos(self) -> "PyramidFeatures":
+        """The same for the photos halved once; ``fine`` and ``middle`` stay, and do not belong to them."""
+        return replace(self, coarse=self.halved[0], halved=self.halved[1:])
 
 
 class FeaturePyramid(nn.Module):

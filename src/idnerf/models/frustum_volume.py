@@ -7,6 +7,7 @@ network is convolutional along all three axes.
 """
 
 import itertools
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -27,6 +28,9 @@ from idnerf.types import Cameras
 
 HALVED_SHARE = 0.4
 """Of the weights of similarity: what matching on the next smaller photos starts with."""
+UNSURE = (0.57, 0.72)
+"""Entropies, of the largest possible, between which a cell changes from sure to unsure of its depth. On the photos that
+weights are chosen by most cells are below 0.3; plain surfaces and what one view shows lie above."""
 PLANES_PER_CHUNK = 8
 """Planes looked up at once when no gradient is wanted: keeps the looked-up features to tens of megabytes."""
 
@@ -42,6 +46,19 @@ class DepthDistribution:
 
     log_probabilities: Float[Tensor, "batch plane height4 width4"]
     features: Float[Tensor, "batch channel plane height4 width4"]
+
+    def mixed(self, other: "DepthDistribution", share: float) -> "DepthDistribution":
+        """Unsure cells take ``share`` of their probabilities from ``other``, which has as many planes and any size.
+
+        How unsure a cell is, is the entropy of its distribution over the largest that there is: from nothing to all of
+        the share between the two ``UNSURE``. Voxel features stay.
+        """
+        log_probabilities = self.log_probabilities
+        own = log_probabilities.exp()
+        entropy = -(own * log_probabilities).sum(1, keepdim=True) / math.log(max(own.shape[1], 2))
+        taken = share * ((entropy - UNSURE[0]) / (UNSURE[1] - UNSURE[0])).clamp(0, 1)
+        others = F.interpolate(other.log_probabilities.exp(), own.shape[2:], mode="bilinear", align_corners=False)
+        return DepthDistribution(torch.lerp(own, others, taken).clamp_min(1e-12).log(), self.features)
 
 
 class VoxelLookup:

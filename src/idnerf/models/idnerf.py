@@ -21,6 +21,7 @@ from idnerf.checkpoint import (
     locate_weights,
     lossless_half,
     parameters_from_half,
+    read_metadata,
     read_tensors,
     write_tensors,
 )
@@ -298,12 +299,24 @@ def read_weights(
     """File, tensors, metadata and configuration of ``weights`` (see ``IDNeRF.from_pretrained``)."""
     path = locate_weights(weights, **hub_options)
     tensors, metadata = read_tensors(path)
+    config = _config_in(metadata, path)
+    del metadata["config"]
+    return path, tensors, metadata, config
+
+
+def read_model_config(weights: str | Path) -> ModelConfig:
+    """The configuration alone of ``weights`` (see ``IDNeRF.from_pretrained``)."""
+    path = locate_weights(weights)
+    return _config_in(read_metadata(path), path)
+
+
+def _config_in(metadata: Mapping[str, Any], path: Path) -> ModelConfig:
     if "config" not in metadata:
         raise InputError(f"{path} holds no model configuration: {_other_file(metadata)}")
-    config = metadata.pop("config")
+    config = metadata["config"]
     if not isinstance(config, Mapping):
         raise InputError(f"{path} holds a model configuration of another kind; use the version of idnerf that wrote it")
-    return path, tensors, metadata, config_from_json(config)
+    return config_from_json(config)
 
 
 def _other_file(metadata: Mapping[str, Any]) -> str:
