@@ -462,7 +462,8 @@ def in_map(rays, origins, view, pixels, pixel, inverse_depth, photo_width, photo
 @inlined
 @no_type_check
 def in_cells(positions, at, width, height):
-    """The same of the point whose (u, v) in cells are number ``at`` of ``positions``."""
+    """Left column, top row and how far beyond their centres, of the point whose (u, v) in cells are number ``at`` of
+    ``positions``; the border's outside the map."""
     u, v = positions[2 * at] - F32(0.5), positions[2 * at + 1] - F32(0.5)
     u = min(u, F32(width - 1)) if u > 0 else F32(0)  # 0 also where u is no number
     v = min(v, F32(height - 1)) if v > 0 else F32(0)

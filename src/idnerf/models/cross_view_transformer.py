@@ -103,7 +103,9 @@ class CrossViewBlock(nn.Module):
     ) -> Float[Tensor, "sequence height width channel"]:
         maps = maps + self.self_attention(maps, maps, splits, shifted)
         message = self.cross_attention(maps, partners, splits, shifted)
-        return maps + self._fed_forward(torch.cat([maps.to(message.dtype), message], -1))  # ``cat`` of two is slow
+        return maps + self._fed_forward(
+            torch.cat([maps.to(message.dtype), message], -1)
+        )  # ``cat`` of two types is slow
 
     def _fed_forward(self, maps: Float[Tensor, "sequence height width twice"]) -> Tensor:
         rows = maps.reshape(-1, maps.shape[-1])

@@ -3,8 +3,8 @@
 StepDataset (examples by step) -> objective (loss terms) -> backward, clip, AdamW, EMA -> log, validate, save
 
 With ``precision="bf16"`` the convolutions and matrix products of the cascade, and those of the `paper` configuration's
-encoder, run in bfloat16; weights, camera geometry (``geometry/precision.py``), the depth distribution, the radiance
-field and losses stay float32.
+encoder behind its CNN, run in bfloat16; weights, camera geometry (``geometry/precision.py``), the depth distribution,
+the radiance field and losses stay float32.
 """
 
 import dataclasses
@@ -100,8 +100,8 @@ class TrainerConfig:
     augment: bool = True
     """Recolour and mirror scenes at random, the same way for every view."""
     precision: Literal["float32", "bf16"] = "float32"
-    """Of the `cascade` networks, or the `paper` configuration's encoder. bf16 pays on GPUs and on CPUs with AMX or
-    AVX-512 BF16 (a step is 1.5 to 2 times faster); elsewhere it costs."""
+    """Of the `cascade` networks, or of the transformer and the upsampler in the `paper` configuration's encoder. bf16
+    pays on GPUs and on CPUs with AMX or AVX-512 BF16 (docs/training.md); elsewhere it costs."""
     seed: int = 0
     """Of weights, examples and samples."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
