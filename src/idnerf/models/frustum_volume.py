@@ -29,8 +29,8 @@ from idnerf.types import Cameras
 HALVED_SHARE = 0.4
 """Of the weights of similarity: what matching on the next smaller photos starts with."""
 UNSURE = (0.57, 0.72)
-"""Entropies, of the largest possible, between which a cell changes from sure to unsure of its depth. On the photos that
-weights are chosen by most cells are below 0.3; plain surfaces and what one view shows lie above."""
+"""Entropies, of the largest possible, between which a cell changes from sure to unsure of its depth. On three of the
+photos that weights are chosen by half of the cells lie below 0.3; the printer's plain panels, above 0.7."""
 PLANES_PER_CHUNK = 8
 """Planes looked up at once when no gradient is wanted: keeps the looked-up features to tens of megabytes."""
 
