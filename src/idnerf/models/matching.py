@@ -260,7 +260,8 @@ def matching_cue(
 ) -> Float[Tensor, "batch point group"]:
     """Similarity of the pairs, averaged over the pairs that count at each point.
 
-    On a CPU and with numba installed point by point in compiled code, which keeps its inputs alone for the backward pass.
+    On a CPU and with numba installed point by point in compiled code, which keeps only its inputs for the backward
+    pass.
     """
     visible = reprojection.visible
     first, second = (list(members) for members in zip(*view_pairs(visible.shape[1]), strict=True))
