@@ -9,12 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from torch import Tensor
 
 from idnerf.checkpoint import read_tensors, write_tensors
 from idnerf.data.procedural.config import ProceduralConfig
 from idnerf.data.procedural.generate import generate_scene
 from idnerf.errors import InputError
-from idnerf.geometry.cameras import halve, resize
+from idnerf.geometry.cameras import crop, halve, resize
 from idnerf.geometry.precision import has_fast_bfloat16
 from idnerf.geometry.rays import image_rays, unproject
 from idnerf.models import fine_samples, frustum_volume, middle_stage
@@ -944,6 +945,39 @@ def test_depth_at_half_the_size_is_that_of_halved_photos_and_cameras(size, monke
         expected = cascade.volume(alone.pyramid, alone.cameras, halve(tile), TINY_CASCADE.planes)
     expected = F.interpolate(expected.log_probabilities.exp(), (12, 16), mode="bilinear", align_corners=False)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
-    with torch.enable_grad():  # training finds depth at one size
-        trained = cascade(cascade.encode(views), tile).distribution.log_probabilities.exp()
-    assert (trained - expected).abs().max() > 0.01
+
+
+def test_training_finds_depth_at_half_the_size_in_the_tile_it_is_given(monkeypatch):
+    """With as much around the tile as the images of rendering have; where cells know nothing of it, nothing changes."""
+    monkeypatch.setattr(frustum_volume, "UNSURE", (-2.0, -1.0))  # all cells
+    torch.manual_seed(0)
+    cascade = waken(Cascade(replace(TINY_CASCADE, half_size_share=1.0)))
+    views, tile = plane_views(3, (64, 48))[None], plane_views(4, (64, 48)).cameras[3:]
+    tile = crop(tile, 16, 8, (48, 32))
+
+    def found() -> tuple[Tensor, ...]:
+        output = cascade(cascade.encode(views), tile)
+        return tuple(x.log_probabilities.detach() for x in (*output.coarse, output.distribution))
+
+    trained, (_, rendered, _) = found(), torch.no_grad()(found)()
+    assert trained[1].shape == (1, TINY_CASCADE.planes, 4, 6)
+    assert (trained[1] - rendered).abs().max() > 1e-3  # cells at the ends see what is around the tile
+    torch.nn.init.zeros_(cascade.volume.head.weight)  # similarity alone: every cell by itself
+    for at_training, at_rendering in zip(found(), torch.no_grad()(found)(), strict=True):
+        torch.testing.assert_close(at_training, at_rendering, atol=1e-4, rtol=1e-4)
+
+
+def test_depth_at_half_the_size_has_a_loss_of_its_own():
+    torch.manual_seed(0)
+    cascade = waken(Cascade(replace(TINY_CASCADE, half_size_share=0.7)))
+    batch = stack_examples([tiny_example()])
+    result = cascade_objective(cascade, batch, LossConfig(mse=0.0, depth_distribution=0.5), seeded(1))
+    assert set(result.terms) == {"mse", "depth_distribution", "half_size_distribution", "middle_distribution"}
+    (gradient,) = torch.autograd.grad(result.terms["half_size_distribution"], cascade.volume.similarity_gain)
+    assert torch.isfinite(gradient).all() and gradient.any()
+    double = cascade_objective(cascade, batch, LossConfig(mse=0.0, depth_distribution=1.0), seeded(1))
+    name = "half_size_distribution"
+    torch.testing.assert_close(double.terms[name], 2 * result.terms[name])
+    double.loss.backward()
+    for parameter in cascade.parameters():
+        assert parameter.grad is None or torch.isfinite(parameter.grad).all()

@@ -97,8 +97,8 @@ class CascadeConfig:
     latent_planes: int = 8
     """Inverse depths at which the latent looks the source views up."""
     half_size_share: float = 0.0
-    """Rendering finds depth at half the size of photos and target too, where plain surfaces are half as many cells
-    wide, and gives so much of it, 0 to 1, to cells that are unsure at full size."""
+    """Depth is found at half the size of photos and target too, where plain surfaces are half as many cells wide, and
+    so much of it, 0 to 1, is given to cells that are unsure at full size."""
     enlarge_up_to: int = 0
     """Source photos of at most so many pixels are enlarged to twice their width and height before they are encoded for
     rendering. It takes weights that were trained so, with a share of the steps (`--enlarged-share`)."""
@@ -159,12 +159,17 @@ class CascadeFeatures:
 
 @dataclass(frozen=True)
 class CascadeOutput:
-    """Every stage's result for a target tile, for the losses; ``render`` is what a user sees."""
+    """Every stage's result for a target tile, for the losses; ``render`` is what a user sees.
+
+    ``coarse`` are the coarse distributions as found, at full size and, where wanted, at half; ``distribution`` is what
+    the finer stages take from them.
+    """
 
     render: RenderOutput
     blended: Float[Tensor, "batch 3 height width"]
     fine: FineOutput
     distribution: DepthDistribution
+    coarse: tuple[DepthDistribution, ...]
     error_scale: Float[Tensor, "batch height width"]
     middle: MiddleOutput | None = None
     latent: TargetLatent | None = None
@@ -241,13 +246,20 @@ class Cascade(nn.Module):
             self.volume, features.pyramid, features.cameras, target, planes, enlargement=features.enlargement
         )
 
-    def _depth_distribution(self, features: CascadeFeatures, tile: Cameras, planes: int) -> DepthDistribution:
+    def _coarse_distributions(
+        self, features: CascadeFeatures, tile: Cameras, planes: int
+    ) -> tuple[DepthDistribution, ...]:
+        """At 1/4 of the tile and, with ``half_size_share``, at 1/8 of it."""
         found = self.volume(features.pyramid, features.cameras, tile, planes)
-        share = self.config.half_size_share
-        if share == 0 or torch.is_grad_enabled():
-            return found
-        halved = features.pyramid.of_halved_photos()
-        return found.mixed(self.volume(halved, halve(features.cameras), halve(tile), planes), share)
+        if self.config.half_size_share == 0:
+            return (found,)
+        halved, cameras = features.pyramid.of_halved_photos(), halve(features.cameras)
+        if not torch.is_grad_enabled():
+            return found, self.volume(halved, cameras, halve(tile), planes)
+        # training's tile is a window: as much around it as there is in the images that rendering sees
+        width, height = tile.size
+        around = crop(tile, -width // 2, -height // 2, (2 * width, 2 * height))
+        return found, self.volume(halved, cameras, halve(around), planes).middle_half()
 
     def forward(
         self,
@@ -268,7 +280,8 @@ class Cascade(nn.Module):
         width, height = target.size
         padded = (width + -width % self.tile_stride, height + -height % self.tile_stride)
         tile = crop(target, 0, 0, padded)
-        distribution = self._depth_distribution(features, tile, planes)
+        coarse = self._coarse_distributions(features, tile, planes)
+        distribution = coarse[0] if len(coarse) == 1 else coarse[0].mixed(coarse[1], c.half_size_share)
         latent = self.infer_latent(features, target) if latent is None else latent
         refine = self.view_refinement
         token = None if refine is None else refine.read(latent, tile)
@@ -290,7 +303,7 @@ class Cascade(nn.Module):
             confidence=confidence_of(scale),
         )
         output = output.map(lambda x: x[..., :height, :width])
-        return CascadeOutput(output, blend.rgb, fine, distribution, scale, middle, latent)
+        return CascadeOutput(output, blend.rgb, fine, distribution, coarse, scale, middle, latent)
 
     def render_tile(
         self,

@@ -51,14 +51,20 @@ class DepthDistribution:
         """Unsure cells take ``share`` of their probabilities from ``other``, which has as many planes and any size.
 
         How unsure a cell is, is the entropy of its distribution over the largest that there is: from nothing to all of
-        the share between the two ``UNSURE``. Voxel features stay.
+        the share between the two ``UNSURE``. No gradient flows through that. Voxel features stay.
         """
         log_probabilities = self.log_probabilities
         own = log_probabilities.exp()
-        entropy = -(own * log_probabilities).sum(1, keepdim=True) / math.log(max(own.shape[1], 2))
+        entropy = -(own * log_probabilities).detach().sum(1, keepdim=True) / math.log(max(own.shape[1], 2))
         taken = share * ((entropy - UNSURE[0]) / (UNSURE[1] - UNSURE[0])).clamp(0, 1)
         others = F.interpolate(other.log_probabilities.exp(), own.shape[2:], mode="bilinear", align_corners=False)
         return DepthDistribution(torch.lerp(own, others, taken).clamp_min(1e-12).log(), self.features)
+
+    def middle_half(self) -> "DepthDistribution":
+        """Of rows and columns the middle half; their numbers are multiples of 4."""
+        height, width = self.log_probabilities.shape[2:]
+        window = (..., slice(height // 4, height * 3 // 4), slice(width // 4, width * 3 // 4))
+        return DepthDistribution(self.log_probabilities[window], self.features[window])
 
 
 class VoxelLookup:

@@ -45,7 +45,7 @@ class LossConfig:
     blend: float = 0.0
     """Charbonnier error of the blended colour before the image-space refinement; cascade only."""
     depth_distribution: float = 0.0
-    """Cross-entropy of the coarse depth distribution, and of the middle stage's, against exact depth; cascade only."""
+    """Cross-entropy of the coarse depth distributions, and of the middle stage's, against exact depth; cascade only."""
     depth: float = 0.0
     """Absolute error of the expected position in inverse depth, in units of near-to-far; cascade only."""
     confidence: float = 0.0
@@ -121,14 +121,13 @@ def cascade_objective(
             padded = output.fine.position.shape[1:]
             padding = (0, padded[1] - width, 0, padded[0] - height)
             depth, padded_weight = F.pad(batch.depth, padding), F.pad(weight, padding)
-            log_probabilities = output.distribution.log_probabilities
-            scale = FrustumVolume.scale
-            histogram, known = depth_histogram(depth, target.near, target.far, log_probabilities.shape[1], scale)
-            known = known * F.avg_pool2d(padded_weight, scale)
-            cross_entropy = -(histogram * log_probabilities).sum(1)
-            terms["depth_distribution"] = (
-                config.depth_distribution * (known * cross_entropy).sum() / known.sum().clamp_min(1)
-            )
+            for halvings, distribution in enumerate(output.coarse):
+                log_probabilities, scale = distribution.log_probabilities, FrustumVolume.scale * 2**halvings
+                histogram, known = depth_histogram(depth, target.near, target.far, log_probabilities.shape[1], scale)
+                known = known * F.avg_pool2d(padded_weight, scale)
+                cross_entropy = -(histogram * log_probabilities).sum(1)
+                name = "half_size_distribution" if halvings else "depth_distribution"
+                terms[name] = config.depth_distribution * (known * cross_entropy).sum() / known.sum().clamp_min(1)
             if output.middle is not None:
                 position = inverse_depth_position(depth, target.near, target.far)
                 terms["middle_distribution"] = config.depth_distribution * bin_cross_entropy(
