@@ -221,6 +221,7 @@ def test_llff_bounds_of_any_sources_are_the_protocols(tmp_path):
 
 def test_blender_composes_transparency_on_white_and_is_2_to_6(tmp_path):
     truth = make_scene(**SQUARE)
+    truth.c2w[:, :3, 3] *= 4.0311 / np.linalg.norm(truth.c2w[:, :3, 3], axis=-1, keepdims=True)
     write_blender(tmp_path, truth)
     half = np.concatenate([truth.images[0], np.full((*truth.images[0].shape[:2], 1), 51, np.uint8)], -1)
     Image.fromarray(half).save(tmp_path / "train" / "r_0.png")
@@ -228,6 +229,27 @@ def test_blender_composes_transparency_on_white_and_is_2_to_6(tmp_path):
     expected = torch.from_numpy(truth.images[0]).permute(2, 0, 1) / 255 * 0.2 + 0.8
     torch.testing.assert_close(scene.image(0), expected, atol=1 / 255, rtol=0)
     assert set(scene.cameras.near.tolist()) == {2.0} and set(scene.cameras.far.tolist()) == {6.0}
+    np.testing.assert_array_equal(scene.cameras.K[0].numpy(), truth.K.astype(np.float32))
+
+
+def test_blender_of_another_scale_gets_its_own_range(tmp_path):
+    truth = make_scene(**SQUARE)
+    truth.c2w[:, :3, 3] *= 2
+    write_blender(tmp_path, truth)
+    cameras = load_scene(tmp_path).cameras
+    assert (cameras.near != 2.0).all() and (cameras.far != 6.0).all()
+
+
+@pytest.mark.parametrize("per_frame", [False, True])
+def test_a_split_with_the_keys_of_transforms_is_read_as_such(per_frame, tmp_path):
+    truth = make_scene(distort=perspective_lens(**BROWN))
+    write_transforms(tmp_path, truth, per_frame=per_frame, near=0.5, far=20.0, **BROWN)
+    expected = load_scene(tmp_path)
+    (tmp_path / "transforms.json").rename(tmp_path / "transforms_train.json")
+    scene = load_scene(tmp_path)
+    assert scene.format == "blender"
+    assert scene.cameras.K.equal(expected.cameras.K) and scene.image(1).equal(expected.image(1))
+    assert set(scene.cameras.near.tolist()) == {0.5} and set(scene.cameras.far.tolist()) == {20.0}
 
 
 def test_procedural_depth_and_bounds(tmp_path):
@@ -285,6 +307,107 @@ def test_dtu_depth_is_every_second_pixel_cropped_and_scaled(tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(InputError, match=r"depth_map_0007.pfm is truncated"):
         scene.depth(scene.index_of(7))
+
+
+def test_whole_photos_of_dtu_have_their_own_camera_and_depth(tmp_path):
+    """1600x1200 pixels, of which the training layout keeps a window at half the size."""
+    truth = make_scene(size=(640, 512), focal=(600.0, 600.0), center=(310.0, 250.0))
+    write_dtu(tmp_path, truth)
+    rows, columns = np.meshgrid(np.arange(1200), np.arange(1600), indexing="ij")
+    path = tmp_path / "Depths" / "scan24" / "depth_map_0007.pfm"
+    write_pfm(path, rows * 2000 + columns)
+    window = load_scene(tmp_path)
+    for picture in (tmp_path / "Rectified" / "scan24_train").iterdir():
+        Image.new("RGB", (1600, 1200)).save(picture)
+    whole = load_scene(tmp_path)
+    assert whole.cameras.size == (1600, 1200)
+    K = whole.cameras.K[0].numpy()
+    np.testing.assert_allclose(K, [[1200, 0, 2 * (310 + 80)], [0, 1200, 2 * (250 + 44)], [0, 0, 1]], rtol=1e-6)
+    half = whole.resized((800, 600)).depth(2)
+    assert half[44:556, 80:720].equal(window.depth(2))
+    assert float(half[0, 799]) == pytest.approx(2 * 799 / 200)
+    write_pfm(path, (window.depth(2) * 200).numpy())
+    padded = whole.resized((800, 600)).depth(2)
+    torch.testing.assert_close(padded[44:556, 80:720], window.depth(2))
+    assert padded[:44].abs().max() == 0 and padded[:, :80].abs().max() == 0
+
+
+def test_colmap_pictures_in_subfolders_and_smaller_copies(tmp_path):
+    truth = make_scene()
+    write_colmap(tmp_path, truth, "PINHOLE", binary=False)
+    listing = tmp_path / "sparse" / "0" / "images.txt"
+    text = listing.read_text()
+    for i in range(4):
+        folder = tmp_path / "images" / f"cam{i % 2}"
+        folder.mkdir(exist_ok=True)
+        (tmp_path / "images" / f"p{i}.png").rename(folder / f"p{i}.png")
+        smaller = tmp_path / "images_2" / f"cam{i % 2}"
+        smaller.mkdir(parents=True, exist_ok=True)
+        Image.open(folder / f"p{i}.png").resize((40, 32)).save(smaller / f"p{i}.jpg")
+        text = text.replace(f" p{i}.png", f" cam{i % 2}/p{i}.png")
+    listing.write_text(text)
+    scene = load_scene(tmp_path)
+    assert [photo.path.parent.name for photo in scene.photos] == ["cam0", "cam0", "cam1", "cam1"]
+    assert scene.photos[1].path == tmp_path / "images" / "cam0" / "p2.png"
+    assert load_scene(tmp_path, size=(40, 32)).photos[1].path == tmp_path / "images_2" / "cam0" / "p2.jpg"
+
+
+def test_variants_of_transforms_that_other_programs_read(tmp_path):
+    """Backslashes, a null camera model, one angle, and the coefficients of a lens in one list."""
+    truth = make_scene(distort=perspective_lens(**BROWN))
+    write_transforms(tmp_path, truth, near=1, far=9, **BROWN)
+    expected = load_scene(tmp_path)
+    path = tmp_path / "transforms.json"
+    content = json.loads(path.read_text())
+    together = [BROWN["k1"], BROWN["k2"], 0, 0, BROWN["p1"], BROWN["p2"]]
+    for key in BROWN:
+        del content[key]
+    content["camera_model"] = None
+    for frame in content["frames"]:
+        frame["file_path"] = frame["file_path"].replace("/", "\\")
+    path.write_text(json.dumps(content | {"distortion_params": together}))
+    scene = load_scene(tmp_path)
+    assert scene.cameras.K.equal(expected.cameras.K) and scene.image(1).equal(expected.image(1))
+    for frame in content["frames"]:
+        frame["distortion_params"] = together
+    path.write_text(json.dumps(content | {"distortion_params": [0] * 6}))
+    assert load_scene(tmp_path).cameras.K.equal(expected.cameras.K)
+
+
+def test_focal_length_from_the_vertical_angle_alone(tmp_path):
+    write_transforms(tmp_path, make_scene(), near=1, far=9)
+    path = tmp_path / "transforms.json"
+    content = json.loads(path.read_text())
+    del content["fl_x"], content["fl_y"]
+    path.write_text(json.dumps(content | {"camera_angle_y": 2 * np.arctan(32 / 74)}))
+    K = load_scene(tmp_path).cameras.K[0]
+    assert float(K[0, 0]) == pytest.approx(74) and float(K[1, 1]) == pytest.approx(74)
+
+
+@pytest.mark.parametrize("distance", [1e5, 4e6])
+def test_a_world_far_from_its_origin_is_moved_there(distance, tmp_path, capsys):
+    near_by = make_scene()
+    far_off = replace(near_by, c2w=near_by.c2w.copy())
+    shift = np.array([distance, -distance / 3, 50.0])
+    far_off.c2w[:, :3, 3] += shift
+    write_transforms(tmp_path, far_off, near=2, far=8)
+    scene = load_scene(tmp_path)
+    mean = far_off.c2w[:, :3, 3].mean(0)
+    assert scene.world_offset == tuple(mean)
+    assert scene.select([2, 1]).resized((40, 32)).world_offset == tuple(mean)
+    said = capsys.readouterr().err
+    assert said.startswith("note: the cameras of") and said.count("\n") == 1 and f"({distance:.0f}, " in said
+    exact = np.stack([project_exactly(scene_points(), c2w, near_by.K) for c2w in near_by.c2w])
+    assert np.abs(projected(scene, scene_points() + shift - mean) - exact).max() < 2e-3
+
+
+def test_a_world_at_ordinary_coordinates_stays_bit_for_bit(tmp_path, capsys):
+    truth = make_scene()
+    truth.c2w[:, :3, 3] += [30.0, -20.0, 10.0]
+    write_transforms(tmp_path, truth, near=0.05, far=8)
+    scene = load_scene(tmp_path)
+    assert scene.world_offset == (0.0, 0.0, 0.0) and not capsys.readouterr().err
+    np.testing.assert_array_equal(scene.cameras.centers.numpy(), truth.c2w[:, :3, 3].astype(np.float32))
 
 
 def test_transforms_near_far_and_focal_from_the_angle(tmp_path):

@@ -207,7 +207,7 @@ def test_bad_llff_rows(tmp_path):
         (lambda c: c.update(frames=[]), "has no 'frames'"),
         (lambda c: c.update(frames=c["frames"][:1]), "1 posed photo; expected at least 2"),
         (lambda c: c["frames"][3].pop("transform_matrix"), "frame 3 .* lacks 'transform_matrix'"),
-        (lambda c: c["frames"][3].update(file_path="images/gone.png"), "lists images/gone.png, but"),
+        (lambda c: [f.update(file_path="images/gone.png") for f in c["frames"][1:]], "lists images/gone.png, but"),
         (lambda c: c["frames"][0].update(transform_matrix=[[1, 2], [3, 4]]), "expected 4x4"),
         (lambda c: c["frames"][0].update(transform_matrix="abc"), "not a matrix of numbers"),
         (lambda c: c.pop("fl_x"), "gives no focal length"),
@@ -224,6 +224,15 @@ def test_bad_llff_rows(tmp_path):
         (lambda c: c.update(near=5, far=2), "0 < near < far"),
         (lambda c: c.update(near=5), "or neither"),
         (lambda c: c.update(k1=-3.0), "folds the image"),
+        (lambda c: c.update(distortion_params=[0.1, 0.2]), "'distortion_params' in .* expected 6 numbers"),
+        (lambda c: c.update(distortion_params=[0.1, 0, 0, 0, 0, "a"]), "'p2' in .* expected a number"),
+        (lambda c: c.update(fl_x=1e200), "focal lengths of inf, 70 pixels .* no camera is like that"),
+        (lambda c: c.update(fl_x=1e-300, fl_y=1e-300), "focal lengths of 0, 0 pixels .* no camera is like that"),
+        (lambda c: c.update(w=1e30), "no camera is like that"),
+        (lambda c: c.update(cx=1e300), "no camera is like that"),
+        (lambda c: c.update(near=1, far=1e300), "are 1, inf in single precision"),
+        (lambda c: c.update(near=1e-320, far=9), "are 0, 9 in single precision"),
+        (lambda c: c["frames"][1]["transform_matrix"][0].__setitem__(3, 1e300), "too far from the origin"),
     ],
 )
 def test_bad_transforms(change, expected, tmp_path):
@@ -239,6 +248,22 @@ def test_json_that_is_none(tmp_path):
     assert "not readable JSON" in message(tmp_path)
     (tmp_path / "transforms.json").write_text("[]")
     assert "expected an object" in message(tmp_path)
+    (tmp_path / "transforms.json").write_text("[" * 100_000)
+    assert "nested too deeply" in message(tmp_path)
+
+
+def test_a_missing_picture_is_named_and_nothing_is_left_out_as_views_are_numbered(tmp_path):
+    write_transforms(tmp_path / "t", SQUARE, near=1, far=9)
+    (tmp_path / "t" / "images" / "frame_00001.png").unlink()
+    assert "lists images/frame_00001.png, but it does not exist" in message(tmp_path / "t")
+    (tmp_path / "t" / "images" / "frame_00002.png").unlink()
+    assert "2 of its 4 pictures are missing" in message(tmp_path / "t")
+    write_colmap(tmp_path / "c", SQUARE, "PINHOLE", binary=True)
+    (tmp_path / "c" / "images" / "p0.png").unlink()
+    assert "lists p0.png, but it does not exist" in message(tmp_path / "c")
+    write_blender(tmp_path / "b", SQUARE)
+    (tmp_path / "b" / "train" / "r_1.png").unlink()
+    assert "lists ./train/r_1, but" in message(tmp_path / "b")
 
 
 def test_blender_with_near_zero_is_refused_not_taken_for_absent(tmp_path):
@@ -280,8 +305,34 @@ def test_other_colmap_trouble(tmp_path):
     path.write_bytes(data[:12] + struct.pack("<i", 6) + data[16:])
     assert "model number 6 is not supported" in message(tmp_path)
     path.write_bytes(data)
-    (tmp_path / "images" / "p1.png").unlink()
+    for number in (1, 2, 3):
+        (tmp_path / "images" / f"p{number}.png").unlink()
     assert "lists p1.png" in message(tmp_path)
+    (tmp_path / "images" / "p0.png").rename(tmp_path / "images" / "other.png")
+    assert "no pictures such as p0.png" in message(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["cameras", "images", "points3D"])
+def test_colmap_files_with_absurd_counts(part, tmp_path):
+    """Counts of 2^40 and 2^63: more than memory, and than an index, holds."""
+    write_colmap(tmp_path, make_scene(), "PINHOLE", binary=True)
+    path = tmp_path / "sparse" / "0" / f"{part}.bin"
+    data = path.read_bytes()
+    name = data.find(b"p3.png\0") + 7
+    for count in (2**40, 2**63):
+        path.write_bytes(struct.pack("<Q", count) + data[8:])
+        assert f"{part} is truncated" in message(tmp_path)
+        if part == "images":
+            path.write_bytes(data[:name] + struct.pack("<Q", count) + data[name + 8 :])
+            assert "images is truncated" in message(tmp_path)
+
+
+def test_colmap_points_that_are_not_finite(tmp_path):
+    write_colmap(tmp_path, make_scene(), "PINHOLE", binary=True)
+    path = tmp_path / "sparse" / "0" / "points3D.bin"
+    data = path.read_bytes()
+    path.write_bytes(data[:16] + struct.pack("<d", float("nan")) + data[24:])
+    assert "3D points that are not finite" in message(tmp_path)
 
 
 def test_dtu_camera_files(tmp_path):
@@ -291,6 +342,13 @@ def test_dtu_camera_files(tmp_path):
     assert "00000007_cam.txt is malformed" in message(tmp_path)
     path.unlink()
     assert "00000007_cam.txt is missing" in message(tmp_path)
+
+
+def test_dtu_pictures_of_another_shape(tmp_path):
+    write_dtu(tmp_path, make_scene())
+    for path in (tmp_path / "Rectified" / "scan24_train").iterdir():
+        Image.new("RGB", (800, 450)).save(path)
+    assert "is 800x450; expected 640x512" in message(tmp_path)
 
 
 def test_views_that_do_not_exist(tmp_path):

@@ -9,7 +9,7 @@ import torch
 from idnerf.data import bounds
 from idnerf.data.load import load_scene
 from idnerf.types import Cameras
-from scene_writers import make_scene, pixel_grid, plane_depth, scene_points, write_colmap, write_transforms
+from scene_writers import make_scene, photo, pixel_grid, plane_depth, scene_points, write_colmap, write_transforms
 
 NO_PICTURES = {"size": (96, 72), "focal": (90.0, 90.0), "center": None}
 
@@ -104,6 +104,36 @@ def test_parallel_cameras_range_by_their_spacing():
     near, far = bounds.bounds_from_arrangement(cameras)
     torch.testing.assert_close(near, torch.full((3,), 0.4))
     torch.testing.assert_close(far, torch.full((3,), 40.0))
+
+
+def test_strips_are_measured_like_other_pictures(tmp_path):
+    """30 times as wide as high: thumbnails no lower than the windows that are matched."""
+    write_transforms(tmp_path, make_scene(size=(600, 20), focal=(500.0, 500.0), center=None))
+    cameras = load_scene(tmp_path).cameras
+    assert (cameras.near > 0).all() and (cameras.near < 3.5).all() and (cameras.far > 4.5).all()
+
+
+def test_a_scene_too_far_for_the_second_sweep_takes_the_range_of_the_first():
+    """Baselines of a 400th of the distance: little parallax, but the range has to hold the scene."""
+    truth = make_scene(views=4, spacing=0.01, size=(480, 360), focal=(390.0, 390.0), center=None)
+    for index, c2w in enumerate(truth.c2w):
+        c2w[:3, :3], c2w[:3, 3] = np.eye(3), [0.01 * index, 0, 0]
+    pictures = [torch.from_numpy(photo(c2w, truth.K, truth.size)).permute(2, 0, 1).float() for c2w in truth.c2w]
+
+    def read(index, size):
+        return torch.nn.functional.interpolate(pictures[index][None], size=size[::-1], mode="area")[0]
+
+    cameras = Cameras(
+        torch.from_numpy(truth.c2w).float(),
+        torch.from_numpy(truth.K).float().expand(4, 3, 3),
+        truth.size,
+        torch.full((4,), torch.nan),
+        torch.full((4,), torch.nan),
+    )
+    near, far = bounds.bounds_from_images(cameras, read)
+    true_near, true_far = true_range(truth)
+    assert 0.4 * true_near < float(near.min()) and float(near.max()) < true_near
+    assert true_far < float(far.min())
 
 
 def test_given_ranges_are_kept_and_only_lacking_ones_inferred(tmp_path):

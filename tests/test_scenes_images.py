@@ -1,5 +1,6 @@
 """Reading, resizing and writing pictures; lens formulas."""
 
+import json
 import math
 
 import numpy as np
@@ -74,21 +75,49 @@ def test_exif_orientation_is_applied(orientation, suffix, tmp_path):
     expected = torch.from_numpy(shown.copy()).permute(2, 0, 1) / 255
     torch.testing.assert_close(read_image(path), expected)
     assert image_size(path) == (expected.shape[2], expected.shape[1])
-    if suffix != "tif":  # Pillow itself turns these
-        assert image_size(path, orient=False) == (6, 4)
+    assert image_size(path, orient=False) == (6, 4)
+    torch.testing.assert_close(read_image(path, orient=False), torch.from_numpy(array).permute(2, 0, 1) / 255)
 
 
-def test_a_calibration_made_on_the_stored_pixels_keeps_them(tmp_path):
-    """Structure-from-motion programs ignore EXIF: the size they calibrated for tells what they saw."""
-    truth = make_scene()
-    write_transforms(tmp_path, truth, near=1, far=9)
+def write_oriented(root, truth, orientation: int) -> None:
+    write_transforms(root, truth, near=1, far=9)
     exif = Image.Exif()
-    exif[0x0112] = 6
-    for path in (tmp_path / "images").iterdir():
+    exif[0x0112] = orientation
+    for path in (root / "images").iterdir():
         Image.open(path).save(path, exif=exif)
+
+
+@pytest.mark.parametrize("size", [(80, 64), (64, 64)])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_calibration_made_on_the_stored_pixels_keeps_them(orientation, size, tmp_path):
+    """Structure-from-motion programs ignore EXIF: so where the calibrated size fits those pixels, they were seen."""
+    truth = make_scene(size=size)
+    write_oriented(tmp_path, truth, orientation)
     scene = load_scene(tmp_path)
-    assert scene.cameras.size == (80, 64)
+    assert scene.cameras.size == size
     torch.testing.assert_close(scene.image(0), torch.from_numpy(truth.images[0]).permute(2, 0, 1) / 255)
+
+
+def test_a_calibration_that_fits_the_turned_pixels_alone_turns_them(tmp_path):
+    truth = make_scene()
+    write_oriented(tmp_path, truth, 6)
+    path = tmp_path / "transforms.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"w": 64, "h": 80}))
+    scene = load_scene(tmp_path)
+    assert scene.cameras.size == (64, 80)
+    shown = np.rot90(truth.images[0], -1).copy()
+    torch.testing.assert_close(scene.image(0), torch.from_numpy(shown).permute(2, 0, 1) / 255)
+
+
+def test_float_pictures_are_grey_from_0_to_1_or_refused(tmp_path):
+    grey = np.linspace(-0.02, 1, 20, dtype=np.float32).reshape(4, 5)
+    Image.fromarray(grey).save(tmp_path / "a.tif")
+    expected = torch.from_numpy(grey).clamp(0, 1).expand(3, 4, 5)
+    torch.testing.assert_close(read_image(tmp_path / "a.tif"), expected, atol=0.51 / 255, rtol=0)
+    for scale in (255, float("nan")):
+        Image.fromarray(grey * np.float32(scale)).save(tmp_path / "b.tif")
+        with pytest.raises(InputError, match=r"b\.tif holds floating-point values from .*; expected 0 to 1"):
+            read_image(tmp_path / "b.tif")
 
 
 def test_resize_keeps_constants_ramps_and_range(generator):

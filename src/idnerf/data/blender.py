@@ -1,41 +1,48 @@
-"""NeRF-Synthetic (Blender) scenes: ``transforms_train.json``, RGBA renderings composed on white."""
+"""NeRF-Synthetic (Blender) scenes: ``transforms_train.json``, RGBA renderings composed on white. Other programs write
+files of that name with the keys of ``transforms.json``, and those are read as such."""
 
-import math
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from idnerf.data.image_io import image_size
-from idnerf.data.photo import PosedPhoto, pinhole_matrix
-from idnerf.data.transforms import find_picture, frames_of, number, opencv_pose, read_json, view_angle
-from idnerf.errors import InputError
+import numpy as np
+
+from idnerf.data.photo import PosedPhoto
+from idnerf.data.transforms import DISTORTION, frames_of, photos_of, read_json
 
 BLENDER_FILE = "transforms_train.json"
 
-# The published range of every NeRF-Synthetic scene (PROTOCOL.md).
+# The published range of every NeRF-Synthetic scene (PROTOCOL.md), and the distance of its cameras from the origin.
 NEAR, FAR = 2.0, 6.0
+CAMERA_DISTANCE = 4.03
+
+INTRINSICS = ("fl_x", "fl_y", "cx", "cy", "w", "h", "camera_angle_y", "camera_model", "is_fisheye")
+NEVER_SYNTHETIC = (*INTRINSICS, *DISTORTION, "distortion_params")
+"""Keys that NeRF-Synthetic does not have: its files give ``camera_angle_x`` and poses."""
 
 
 def read_blender(path: Path) -> list[PosedPhoto]:
     """Photos of a ``transforms_train.json``, in the order of the file (the index that protocols use).
 
-    The focal length comes from ``camera_angle_x`` and the width of the pictures, whatever their size;
-    ``near`` and ``far`` are 2 and 6 unless the file says otherwise.
+    Intrinsics and depth range are what the file says, at the top or per frame, as in ``transforms.json``. A scene of
+    NeRF-Synthetic says ``camera_angle_x`` alone: the focal length follows from it and the width of the pictures,
+    whatever their size, and near and far are 2 and 6.
 
     Raises:
-        InputError: unreadable JSON, no frames, a missing picture, a bad pose, no ``camera_angle_x``.
+        InputError: unreadable JSON, no frames, a missing picture, a bad pose, no focal length.
     """
     content = read_json(path)
-    angle = view_angle(content, "camera_angle_x", path)
-    if angle is None:
-        raise InputError(f"{path} gives no 'camera_angle_x'; expected radians between 0 and pi")
-    near, far = number(content, "near", path), number(content, "far", path)
-    near, far = NEAR if near is None else near, FAR if far is None else far
-    if not 0 < near < far:
-        raise InputError(f"near, far in {path} are {near}, {far}; expected 0 < near < far")
-    photos = []
-    for frame in frames_of(content, path):
-        picture = find_picture(path, frame)
-        width, height = image_size(picture)
-        focal = width / 2 / math.tan(angle / 2)
-        K = pinhole_matrix(focal, focal, width / 2, height / 2)
-        photos.append(PosedPhoto(picture, opencv_pose(path, frame), K, (width, height), near=near, far=far))
-    return photos
+    frames = frames_of(content, path)
+    photos = photos_of(content, frames, path)
+    if not _is_synthetic(content, frames, photos):
+        return photos
+    return [replace(photo, near=NEAR, far=FAR) if photo.near is None else photo for photo in photos]
+
+
+def _is_synthetic(content: dict[str, Any], frames: Sequence[dict[str, Any]], photos: Sequence[PosedPhoto]) -> bool:
+    """Whether nothing but ``camera_angle_x`` is given and all cameras are as far from the origin as the published."""
+    if any(values.get(key) is not None for values in (content, *frames) for key in NEVER_SYNTHETIC):
+        return False
+    distances = np.linalg.norm([photo.c2w[:3, 3] for photo in photos], axis=-1)
+    return bool((abs(distances - CAMERA_DISTANCE) < 0.15 * CAMERA_DISTANCE).all())

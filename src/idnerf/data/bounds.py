@@ -24,6 +24,9 @@ from idnerf.types import Cameras
 NEAR_SLACK, FAR_SLACK = 0.8, 1.2
 """The slack LLFF's protocol gives its own percentile bounds (PROTOCOL.md)."""
 
+FIRST_FAR_SLACK = 10.0
+"""The far one where the first sweep alone found points: there is hardly any parallax to tell far from farther by."""
+
 LOW, HIGH = 0.01, 0.998
 """Quantiles of depth, LLFF's way of making bounds (there 0.1 % and 99.9 %). The far end is the more generous
 one: in inverse depth, where planes are spaced, it costs next to nothing."""
@@ -88,7 +91,7 @@ def bounds_from_images(cameras: Cameras, read_thumbnail: ReadThumbnail) -> Bound
         read_thumbnail: (view index, size) -> picture at that size, undistorted.
     """
     scale = THUMBNAIL / max(cameras.size)
-    small = resize(cameras, (max(1, round(cameras.width * scale)), max(1, round(cameras.height * scale))))
+    small = resize(cameras, (max(WINDOW, round(cameras.width * scale)), max(WINDOW, round(cameras.height * scale))))
     thumbnails: dict[int, Tensor] = {}
 
     def sweeps(references: Sequence[int], baseline: float | None, nearest: float | None) -> list[tuple[Tensor, Tensor]]:
@@ -110,7 +113,14 @@ def bounds_from_images(cameras: Cameras, read_thumbnail: ReadThumbnail) -> Bound
     second = sweeps(references, baseline, nearest)
     points = torch.cat([sweep[0] for sweep in second])
     inferred = bounds_from_depths([_depths_in_view(small[i], points) for i in range(len(small))])
-    return bounds_from_arrangement(cameras) if inferred is None else inferred
+    return _bounds_from_first_sweep(cameras, inverse) if inferred is None else inferred
+
+
+def _bounds_from_first_sweep(cameras: Cameras, inverse_depths: Float[Tensor, "point"]) -> Bounds:
+    """One generous range for all cameras, where parallax is too small for the second sweep to measure by."""
+    nearest, farthest = inverse_depths.quantile(0.98), inverse_depths.quantile(LOW)
+    near, far = NEAR_SLACK / nearest, FIRST_FAR_SLACK / farthest
+    return near.expand(len(cameras)).clone(), far.expand(len(cameras)).clone()
 
 
 def _depths_in_view(camera: Cameras, points: Tensor) -> Tensor:

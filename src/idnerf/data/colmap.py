@@ -13,7 +13,14 @@ from pathlib import Path
 import numpy as np
 
 from idnerf.data.distortion import Lens
-from idnerf.data.photo import PosedPhoto, checked_c2w, choose_image_folder, pinhole_matrix
+from idnerf.data.photo import (
+    PosedPhoto,
+    checked_c2w,
+    choose_image_folder,
+    find_by_stem,
+    pinhole_matrix,
+    with_pictures,
+)
 from idnerf.errors import InputError
 
 # id, name, parameters; the order of the parameters is in ``_camera``.
@@ -73,9 +80,12 @@ def read_colmap(root: Path, size: tuple[int, int] | None = None) -> list[PosedPh
         raise InputError(f"{model} has no registered images; the reconstruction is empty")
     has_points = any((model / f"points3D.{end}").is_file() for end in ("bin", "txt"))
     ids, points = _read_part(model, "points3D", _points_binary, _points_text) if has_points else _no_points()
+    if not np.isfinite(points).all():
+        raise InputError(f"{model} has 3D points that are not finite (NaN or infinity)")
     order = np.argsort(ids)
-    folder = choose_image_folder(root, size)
-    return [_photo(image, cameras, ids[order], points[order], folder, model) for image in images]
+    folder = choose_image_folder(root, size, [image.name for image in images])
+    found = with_pictures([(image.name, image, find_by_stem(folder / image.name)) for image in images], str(model))
+    return [_photo(image, picture, cameras, ids[order], points[order], model) for image, picture in found]
 
 
 def _no_points() -> tuple[np.ndarray, np.ndarray]:
@@ -84,10 +94,10 @@ def _no_points() -> tuple[np.ndarray, np.ndarray]:
 
 def _photo(
     image: ColmapImage,
+    picture: Path,
     cameras: dict[int, ColmapCamera],
     ids: np.ndarray,
     points: np.ndarray,
-    folder: Path,
     model: Path,
 ) -> PosedPhoto:
     if image.camera_id not in cameras:
@@ -99,7 +109,7 @@ def _photo(
     c2w[:3, :3], c2w[:3, 3] = rotation.T, -rotation.T @ translation
     depths = _points_seen(image, ids, points) @ rotation[2] + translation[2]
     return PosedPhoto(
-        path=_find_picture(folder, image.name, model),
+        path=picture,
         c2w=c2w,
         K=camera.K,
         size=camera.size,
@@ -116,17 +126,6 @@ def _points_seen(image: ColmapImage, ids: np.ndarray, points: np.ndarray) -> np.
     return points[rows[ids[rows] == image.point_ids]]
 
 
-def _find_picture(folder: Path, name: str, model: Path) -> Path:
-    """The picture by its name, or (in a folder of smaller copies) by its name with another extension."""
-    path = folder / name
-    if path.is_file():
-        return path
-    same_stem = sorted(path.parent.glob(f"{path.stem}.*")) if path.parent.is_dir() else []
-    if same_stem:
-        return same_stem[0]
-    raise InputError(f"{model} lists {name}, but {path} does not exist")
-
-
 def _read_part(model: Path, part: str, read_binary, read_text):
     binary, text = model / f"{part}.bin", model / f"{part}.txt"
     try:
@@ -137,7 +136,7 @@ def _read_part(model: Path, part: str, read_binary, read_text):
             return read_text(line for line in lines if not line.startswith("#"))
     except InputError as error:
         raise InputError(f"{model}: {error}") from None
-    except (struct.error, ValueError, IndexError, StopIteration, OSError):
+    except (struct.error, ValueError, IndexError, StopIteration, OSError, OverflowError, MemoryError):
         raise InputError(f"{model}/{part} is truncated or no COLMAP {part} file") from None
     raise InputError(f"{model} has no {part}.bin or {part}.txt; expected cameras, images and points3D of COLMAP")
 
@@ -232,8 +231,10 @@ def _images_text(lines: Iterator[str]) -> list[ColmapImage]:
 
 def _points_binary(data: bytes) -> tuple[np.ndarray, np.ndarray]:
     (count,) = struct.unpack_from("<Q", data)
-    ids, points = np.zeros(count, dtype=np.int64), np.zeros((count, 3))
     record, offset = struct.Struct("<Q3d3BdQ"), 8
+    if offset + count * record.size > len(data):
+        raise ValueError("truncated")
+    ids, points = np.zeros(count, dtype=np.int64), np.zeros((count, 3))
     for row in range(count):
         ids[row], *points[row], _, _, _, _, track_length = record.unpack_from(data, offset)
         offset += record.size + 8 * track_length

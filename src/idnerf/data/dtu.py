@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from idnerf.data.image_io import image_size
 from idnerf.data.photo import PosedPhoto, checked_c2w
 from idnerf.errors import InputError
 
@@ -20,6 +21,9 @@ DEPTH_PLANES = 192
 """far = depth_min + 192 x interval."""
 
 IMAGE_SIZE = (640, 512)
+WHOLE_SIZE, CROP = (800, 600), (80, 44)
+"""The training layout's pictures are windows of the photos at half their size: the size, and the window's corner."""
+
 CAMERA_SCALE = 4
 """K in the camera files is for a quarter of ``IMAGE_SIZE``."""
 
@@ -81,16 +85,35 @@ def scan_pictures(root: Path, scan: str) -> dict[tuple[int, int], Path]:
 def _photo(root: Path, scan: str, camera: int, picture: Path) -> PosedPhoto:
     path = root / "Cameras" / "train" / f"{camera:08d}_cam.txt"
     c2w, K, near, far = read_camera_file(path)
+    whole = _is_whole(picture)
+    if whole:
+        K[:2, 2] += CROP
     depth_path = root / "Depths" / scan / f"depth_map_{camera:04d}.pfm"
     return PosedPhoto(
         path=picture,
         c2w=c2w,
         K=K,
-        size=IMAGE_SIZE,
+        size=WHOLE_SIZE if whole else IMAGE_SIZE,
         near=near,
         far=far,
-        depth=partial(read_depth_map, depth_path) if depth_path.is_file() else None,
+        depth=partial(read_depth_map, depth_path, whole) if depth_path.is_file() else None,
     )
+
+
+def _is_whole(picture: Path) -> bool:
+    """Whether a picture is a whole photo (1600x1200) rather than the training layout's window of it.
+
+    Raises:
+        InputError: it is neither.
+    """
+    width, height = image_size(picture, orient=False)
+    if width * WHOLE_SIZE[1] == height * WHOLE_SIZE[0]:
+        return True
+    if width * IMAGE_SIZE[1] != height * IMAGE_SIZE[0]:
+        raise InputError(
+            f"image {picture} is {width}x{height}; expected 640x512 (the training layout) or 1600x1200 (whole photos)"
+        )
+    return False
 
 
 def read_camera_file(path: Path) -> tuple[np.ndarray, np.ndarray, float, float]:
@@ -124,18 +147,22 @@ def read_camera_file(path: Path) -> tuple[np.ndarray, np.ndarray, float, float]:
     return c2w, K, near, far
 
 
-def read_depth_map(path: Path) -> Float[Tensor, "512 640"]:
+def read_depth_map(path: Path, whole: bool = False) -> Float[Tensor, "height width"]:
     """Depth (z, scene units, 0 unknown) on the 640x512 picture: every second pixel of the 1600x1200 map,
-    cropped.
+    cropped. With ``whole`` on the 800x600 picture: not cropped, and a map of 640x512 is unknown around.
 
     Raises:
         InputError: unreadable, truncated, or of another size.
     """
     depth = read_pfm(path)
+    window = slice(CROP[1], CROP[1] + IMAGE_SIZE[1]), slice(CROP[0], CROP[0] + IMAGE_SIZE[0])
     if depth.shape == (1200, 1600):
-        depth = depth[::2, ::2][44:556, 80:720]
-    if depth.shape != (512, 640):
+        depth = depth[::2, ::2] if whole else depth[::2, ::2][window]
+    elif depth.shape != (512, 640):
         raise InputError(f"depth map {path} is {depth.shape[1]}x{depth.shape[0]}; expected 1600x1200 or 640x512")
+    elif whole:
+        inner, depth = depth, np.zeros((WHOLE_SIZE[1], WHOLE_SIZE[0]))
+        depth[window] = inner
     return torch.from_numpy(np.ascontiguousarray(depth, dtype=np.float32)) * SCALE
 
 

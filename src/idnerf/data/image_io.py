@@ -12,6 +12,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from idnerf.errors import InputError
+from idnerf.files import place_to_write
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -31,6 +32,11 @@ ORIENTATIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+INVERSE = {
+    Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270,
+    Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90,
+}
+"""The other orientations undo themselves."""
 
 
 def _open(path: Path) -> Image.Image:
@@ -52,10 +58,16 @@ def _exif_transpose(picture: Image.Image) -> Image.Transpose | None:
     # Pillow decodes a whole PNG to look for an EXIF chunk after the pixels; one before them is in ``info``.
     if picture.format == "PNG" and "exif" not in picture.info:
         return None
-    # Pillow turns a TIFF by itself, and gives the size of the turned picture.
-    if picture.format == "TIFF":
-        return None
     return ORIENTATIONS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+
+
+def _turn(picture: Image.Image, orient: bool) -> Image.Transpose | None:
+    """What makes the picture as Pillow decodes it the one as shown, or (without ``orient``) as stored."""
+    transpose = _exif_transpose(picture)
+    # Pillow turns a TIFF by itself, and gives the size of the turned picture.
+    if transpose is None or picture.format != "TIFF":
+        return transpose if orient else None
+    return None if orient else INVERSE.get(transpose, transpose)
 
 
 def image_size(path: str | Path, orient: bool = True) -> tuple[int, int]:
@@ -66,8 +78,8 @@ def image_size(path: str | Path, orient: bool = True) -> tuple[int, int]:
     """
     with _open(Path(path)) as picture:
         width, height = picture.size
-        transpose = _exif_transpose(picture) if orient else None
-    swaps = transpose is not None and transpose >= Image.Transpose.ROTATE_90 and transpose != Image.Transpose.ROTATE_180
+        turn = _turn(picture, orient)
+    swaps = turn is not None and turn >= Image.Transpose.ROTATE_90 and turn != Image.Transpose.ROTATE_180
     return (height, width) if swaps else (width, height)
 
 
@@ -76,7 +88,7 @@ def read_image(
 ) -> Float[Tensor, "3 height width"]:
     """Decode a picture to RGB in [0, 1].
 
-    Transparent pictures are composed on white; grey, palette and 16-bit pictures become RGB.
+    Transparent pictures are composed on white; grey, palette, 16-bit and float pictures become RGB.
 
     Args:
         size: (width, height) to resize to with ``RESIZE_FILTER``; None keeps the file's size.
@@ -89,21 +101,23 @@ def read_image(
     path = Path(path)
     with _open(path) as picture:
         try:
-            transpose = _exif_transpose(picture) if orient else None
-            if quick and size is not None and transpose is None:
+            turn = _turn(picture, orient)
+            if quick and size is not None and turn is None:
                 picture.draft("RGB", size)
             picture.load()
-            rgb = _to_rgb(picture)
+            rgb = _to_rgb(picture, path)
         except DAMAGED as error:
             raise InputError(f"image {path} is damaged or truncated: {_one_line(error)}") from None
-    if transpose is not None:
-        rgb = rgb.transpose(transpose)
+    if turn is not None:
+        rgb = rgb.transpose(turn)
     if size is not None and rgb.size != size:
         rgb = rgb.resize(size, Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(rgb)).permute(2, 0, 1).contiguous().float() / 255
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
+def _to_rgb(picture: Image.Image, path: Path) -> Image.Image:
+    if picture.mode == "F":
+        return _float_to_rgb(np.asarray(picture, dtype=np.float64), path)
     if picture.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips at 255
         grey = np.asarray(picture, dtype=np.float64) / 257
         return Image.fromarray(grey.clip(0, 255).round().astype(np.uint8)).convert("RGB")
@@ -112,6 +126,17 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
     return picture.convert("RGB")
+
+
+def _float_to_rgb(grey: np.ndarray, path: Path) -> Image.Image:
+    """Grey in [0, 1]; a trifle outside, as left by resizing, is clamped."""
+    low, high = float(grey.min()), float(grey.max())
+    if not -0.1 <= low <= high <= 1.1:
+        raise InputError(
+            f"image {path} holds floating-point values from {low:g} to {high:g}; expected 0 to 1: save it with 8 or "
+            "16 bits"
+        )
+    return Image.fromarray((grey.clip(0, 1) * 255).round().astype(np.uint8)).convert("RGB")
 
 
 def resize(
@@ -132,19 +157,20 @@ def write_png(path: str | Path, image: Float[Tensor, "3 height width"] | Float[T
     one.
 
     Raises:
-        InputError: the folder cannot be written.
+        InputError: the folder cannot be written, or what is there is no regular file.
     """
     path = Path(path)
+    place = place_to_write(path)
     values = (image.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8)
     picture = Image.fromarray(values.numpy() if values.ndim == 2 else values.permute(1, 2, 0).contiguous().numpy())
     temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=place.parent, suffix=".tmp", delete=False) as file:
             temporary = file.name
             picture.save(file, format="PNG")
         os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        os.replace(temporary, place)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}; choose a folder you can write to") from None
     finally:

@@ -13,6 +13,7 @@ import torch
 from idnerf.data import blender, colmap, dtu, llff, transforms
 from idnerf.data.bounds import bounds_from_depths, bounds_from_images
 from idnerf.data.image_io import list_images
+from idnerf.data.notes import say_note
 from idnerf.data.photo import PosedPhoto, matched_to_file
 from idnerf.data.scene import Scene
 from idnerf.errors import InputError
@@ -22,6 +23,11 @@ LOOKED_FOR = (
     "poses_bounds.npy (LLFF), transforms.json (nerfstudio, instant-ngp), transforms_train.json (Blender), "
     "sparse/0/cameras.bin or .txt (COLMAP), Cameras/train with Rectified (DTU)"
 )
+
+FLOAT32_ROUNDING = 2.0**-24
+MOST_ROUNDING = 1e-4
+"""A world is moved to its origin where rounding to float32 moves a camera by more than this share of the distances
+between the cameras, or of near."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +193,7 @@ def _assemble(
 ) -> Scene:
     if len(photos) < 2:
         raise InputError(f"{root} has {len(photos)} posed photo; expected at least 2")
-    photos = matched_to_file(photos)
+    photos, offset = _near_origin(matched_to_file(photos), root)
     cameras = Cameras(
         c2w=torch.from_numpy(np.stack([photo.c2w for photo in photos])).float(),
         K=torch.stack([photo.pinhole_K for photo in photos]).float(),
@@ -195,6 +201,7 @@ def _assemble(
         near=torch.tensor([math.nan if photo.near is None else photo.near for photo in photos]),
         far=torch.tensor([math.nan if photo.far is None else photo.far for photo in photos]),
     )
+    _check_numbers(cameras, photos)
     scene = Scene(
         name=name,
         format=scene_format,
@@ -203,10 +210,59 @@ def _assemble(
         image_names=tuple(photo.path.name for photo in photos),
         view_ids=tuple(range(len(photos)) if view_ids is None else view_ids),
         photos=tuple(replace(photo, observed_depths=None) for photo in photos),
+        world_offset=offset,
     )
     if cameras.near.isnan().any():
         scene = replace(scene, cameras=_with_inferred_bounds(scene, photos))
     return scene if size is None else scene.resized(size)
+
+
+def _near_origin(photos: Sequence[PosedPhoto], root: Path) -> tuple[list[PosedPhoto], tuple[float, float, float]]:
+    """Photos whose world lies so far from its origin that float32 would blur it (maps, Earth-centred coordinates),
+    moved so that the mean camera centre is the origin; and what was taken off. Others stay as they are."""
+    centers = np.stack([photo.c2w[:3, 3] for photo in photos])
+    mean = centers.mean(0)
+    spread = float(np.abs(centers - mean).max())
+    lengths = [length for length in (spread, *(photo.near for photo in photos)) if length is not None and length > 0]
+    rounding = float(np.abs(centers).max()) * FLOAT32_ROUNDING
+    if np.abs(mean).max() <= 10 * spread or not lengths or rounding <= MOST_ROUNDING * min(lengths):
+        return list(photos), (0.0, 0.0, 0.0)
+    x, y, z = mean.tolist()
+    say_note(
+        f"the cameras of {root} are around ({x:.10g}, {y:.10g}, {z:.10g}), too far from the origin for single "
+        "precision: positions are relative to that point"
+    )
+    return [replace(photo, c2w=_translated(photo.c2w, -mean)) for photo in photos], (x, y, z)
+
+
+def _translated(c2w: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    moved = c2w.copy()
+    moved[:3, 3] += shift
+    return moved
+
+
+def _check_numbers(cameras: Cameras, photos: Sequence[PosedPhoto]) -> None:
+    """What is finite and positive in a file may be neither, or no camera, in float32."""
+    for photo, camera in zip(photos, (cameras[i] for i in range(len(cameras))), strict=True):
+        fx, fy, longer = float(camera.K[0, 0]), float(camera.K[1, 1]), max(camera.size)
+        if not (camera.K.isfinite().all() and 1e-4 * longer < min(fx, fy) and max(fx, fy) < 1e6 * longer):
+            raise InputError(
+                f"the camera of {photo.path} has focal lengths of {fx:g}, {fy:g} pixels and its centre at "
+                f"{float(camera.K[0, 2]):g}, {float(camera.K[1, 2]):g}, for {camera.width}x{camera.height}; no camera "
+                "is like that"
+            )
+        if not camera.c2w.isfinite().all():
+            raise InputError(f"the pose of {photo.path} is too far from the origin for single precision")
+        if photo.near is not None:
+            _check_range(photo, camera)
+
+
+def _check_range(photo: PosedPhoto, camera: Cameras) -> None:
+    near, far = float(camera.near), float(camera.far)
+    if not 0 < near < far < math.inf:
+        raise InputError(
+            f"near, far of {photo.path} are {near:g}, {far:g} in single precision; expected 0 < near < far"
+        )
 
 
 def _with_inferred_bounds(scene: Scene, photos: Sequence[PosedPhoto]) -> Cameras:
@@ -220,6 +276,9 @@ def _with_inferred_bounds(scene: Scene, photos: Sequence[PosedPhoto]) -> Cameras
 
         inferred = bounds_from_images(cameras, read)
     lacking = cameras.near.isnan()
-    return cameras.with_bounds(
+    cameras = cameras.with_bounds(
         torch.where(lacking, inferred[0], cameras.near), torch.where(lacking, inferred[1], cameras.far)
     )
+    for index, photo in enumerate(photos):
+        _check_range(photo, cameras[index])
+    return cameras

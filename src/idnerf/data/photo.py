@@ -1,8 +1,10 @@
 """A photo on disk with its camera: what every format's reader returns, before anything is decoded."""
 
+import glob
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -10,8 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from idnerf.data.distortion import Lens, pinhole_intrinsics, undistort
-from idnerf.data.image_io import image_size, list_images, read_image, resize
+from idnerf.data.image_io import IMAGE_SUFFIXES, image_size, list_images, read_image, resize
 from idnerf.errors import InputError
+
+Entry = TypeVar("Entry")
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,8 +112,8 @@ def checked_c2w(matrix: np.ndarray, what: str) -> np.ndarray:
 def matched_to_file(photos: Sequence[PosedPhoto]) -> list[PosedPhoto]:
     """Bring every K to the size of its picture, read from the picture headers.
 
-    The EXIF orientation is applied, unless the calibration was evidently made on the stored pixels (its width
-    and height fit those, and not the turned ones).
+    A calibration is taken to be for the stored pixels, as structure-from-motion programs ignore the EXIF
+    orientation; that is applied only where the calibration's width and height fit the turned picture better.
 
     Raises:
         InputError: an unreadable header, a camera of no pixels, pictures of two sizes, or portrait pictures under a
@@ -123,7 +127,7 @@ def matched_to_file(photos: Sequence[PosedPhoto]) -> list[PosedPhoto]:
                 "least 1x1"
             )
         shown, stored = image_size(photo.path), image_size(photo.path, orient=False)
-        orient = shown == stored or _aspect_error(shown, photo.size) <= _aspect_error(stored, photo.size)
+        orient = _aspect_error(shown, photo.size) < _aspect_error(stored, photo.size)
         size = shown if orient else stored
         if _aspect_error(size, photo.size) > 1.2 and (size[0] > size[1]) != (photo.size[0] > photo.size[1]):
             raise InputError(
@@ -148,17 +152,24 @@ def _aspect_error(size: tuple[int, int], other: tuple[int, int]) -> float:
     return max(ratio, 1 / ratio)
 
 
-def choose_image_folder(root: Path, size: tuple[int, int] | None) -> Path:
+def choose_image_folder(root: Path, size: tuple[int, int] | None, names: Sequence[str] = ()) -> Path:
     """The folder of pictures that serves ``size`` best: the smallest of images, images_2, images_4, images_8
     that is at least that large; without a size, or when none is, the largest.
+
+    Args:
+        names: the pictures wanted, below the folder. A folder counts when it holds one of them; without names, when
+            it holds any picture.
 
     Raises:
         InputError: no such folder holds a picture.
     """
-    names = ("images", "images_2", "images_4", "images_8")
-    found = [(root / name, images[0]) for name in names if (images := list_images(root / name))]
+    folders = [root / name for name in ("images", "images_2", "images_4", "images_8")]
+    samples = ((folder, _sample_picture(folder, names)) for folder in folders)
+    found = [(folder, picture) for folder, picture in samples if picture is not None]
     if not found:
-        raise InputError(f"{root} has poses but no pictures: expected them in {', '.join(n + '/' for n in names)}")
+        such = f" such as {names[0]}" if names else ""
+        places = ", ".join(f"{folder.name}/" for folder in folders)
+        raise InputError(f"{root} has poses but no pictures{such}: expected them in {places}")
     best = found[0][0]
     if size is not None:
         for folder, image in found:
@@ -166,3 +177,36 @@ def choose_image_folder(root: Path, size: tuple[int, int] | None) -> Path:
             if width >= size[0] and height >= size[1]:
                 best = folder  # the folders come from large to small
     return best
+
+
+def _sample_picture(folder: Path, names: Sequence[str]) -> Path | None:
+    if not names:
+        return next(iter(list_images(folder)), None)
+    return next((path for name in names if (path := find_by_stem(folder / name)) is not None), None)
+
+
+def find_by_stem(path: Path) -> Path | None:
+    """The picture, or (in a folder of smaller copies) one of its name with another extension; None without either."""
+    if path.is_file():
+        return path
+    beside = sorted(path.parent.glob(f"{glob.escape(path.stem)}.*")) if path.parent.is_dir() else []
+    return next((other for other in beside if other.suffix.lower() in IMAGE_SUFFIXES), None)
+
+
+def with_pictures(listed: Sequence[tuple[str, Entry, Path | None]], source: str) -> list[tuple[Entry, Path]]:
+    """The entries of a scene's description with their pictures. None may be missing: views are numbered as listed.
+
+    Args:
+        listed: name, entry and picture file (None where there is none) of each picture that ``source`` lists.
+        source: names the description in the error.
+
+    Raises:
+        InputError: a picture is missing.
+    """
+    missing = [name for name, _, picture in listed if picture is None]
+    if missing:
+        others = f" ({len(missing)} of its {len(listed)} pictures are missing)" if len(missing) > 1 else ""
+        raise InputError(
+            f"{source} lists {missing[0]}, but it does not exist{others}; put it there or delete the entry"
+        )
+    return [(entry, picture) for _, entry, picture in listed if picture is not None]

@@ -29,6 +29,8 @@ class Scene:
         image_names: file names, one per view.
         view_ids: the numbers protocols use: DTU's camera ids (with gaps), else 0 .. N-1.
         photos: the files behind the views.
+        world_offset: what was taken off all positions, to keep their precision far from the origin; a position in the
+            file's coordinates is ours plus this.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Scene:
     image_names: tuple[str, ...]
     view_ids: tuple[int, ...]
     photos: tuple[PosedPhoto, ...]
+    world_offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def __len__(self) -> int:
         return len(self.photos)

@@ -8,6 +8,7 @@ each frame near, far and ``depth_file_path``, a float32 .npy of exact depth (z, 
 import json
 import math
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,15 @@ from torch import Tensor
 
 from idnerf.data.distortion import Lens
 from idnerf.data.image_io import IMAGE_SUFFIXES, image_size
-from idnerf.data.photo import PosedPhoto, checked_c2w, pinhole_matrix
+from idnerf.data.photo import PosedPhoto, checked_c2w, pinhole_matrix, with_pictures
 from idnerf.errors import InputError
 
 TRANSFORMS_FILE = "transforms.json"
 PINHOLE_MODELS = ("PINHOLE", "SIMPLE_PINHOLE")
 PERSPECTIVE_MODELS = ("OPENCV", "RADIAL", "SIMPLE_RADIAL")
 FISHEYE_MODELS = ("OPENCV_FISHEYE",)
+DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
+"""Coefficients of a lens, in the order of nerfstudio's ``distortion_params``."""
 
 OPENGL_TO_OPENCV = np.array([1.0, -1.0, -1.0])
 
@@ -38,8 +41,14 @@ def read_transforms(path: Path) -> tuple[str, list[PosedPhoto]]:
             camera model.
     """
     content = read_json(path)
-    photos = [_photo(path, {**content, **frame}, find_picture(path, frame)) for frame in frames_of(content, path)]
+    photos = photos_of(content, frames_of(content, path), path)
     return ("procedural" if content.get("idnerf_procedural") else "transforms"), photos
+
+
+def photos_of(content: dict[str, Any], frames: Sequence[dict[str, Any]], path: Path) -> list[PosedPhoto]:
+    """The photos of a file's frames; what the file says at its top holds for frames that do not say it."""
+    listed = [(str(frame["file_path"]), frame, find_picture(path, frame)) for frame in frames]
+    return [posed_photo(path, {**content, **frame}, picture) for frame, picture in with_pictures(listed, str(path))]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -47,6 +56,8 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is not readable JSON: {error}") from None
+    except RecursionError:
+        raise InputError(f"{path} is not readable JSON: nested too deeply") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}; expected an object with 'frames'")
     return content
@@ -63,20 +74,16 @@ def frames_of(content: dict[str, Any], path: Path) -> list[dict[str, Any]]:
     return frames
 
 
-def find_picture(path: Path, frame: dict[str, Any]) -> Path:
-    """The frame's picture; a missing file extension is added.
-
-    Raises:
-        InputError: listed, but not there.
-    """
-    listed = path.parent / str(frame["file_path"])
-    if listed.is_file():
-        return listed
-    for suffix in (*IMAGE_SUFFIXES, *(s.upper() for s in IMAGE_SUFFIXES)):
-        candidate = listed.with_name(listed.name + suffix)
-        if candidate.is_file():
-            return candidate
-    raise InputError(f"{path} lists {frame['file_path']}, but {listed} does not exist")
+def find_picture(path: Path, frame: dict[str, Any]) -> Path | None:
+    """The frame's picture, None where it is not there. A missing file extension is added, and backslashes may stand
+    between folders, as Windows writes them."""
+    name = str(frame["file_path"])
+    for listed in dict.fromkeys((path.parent / name, path.parent / name.replace("\\", "/"))):
+        for suffix in ("", *IMAGE_SUFFIXES, *(s.upper() for s in IMAGE_SUFFIXES)):
+            candidate = listed.with_name(listed.name + suffix) if suffix else listed
+            if candidate.is_file():
+                return candidate
+    return None
 
 
 def opencv_pose(path: Path, frame: dict[str, Any]) -> np.ndarray:
@@ -111,13 +118,15 @@ def view_angle(values: dict[str, Any], key: str, path: Path) -> float | None:
     return angle
 
 
-def _photo(path: Path, values: dict[str, Any], picture: Path) -> PosedPhoto:
+def posed_photo(path: Path, values: dict[str, Any], picture: Path) -> PosedPhoto:
+    """The photo of a frame. ``values`` are the frame's, and those at the top of the file where it has none."""
+
     def get(key: str) -> float | None:
         return number(values, key, path)
 
     width, height = get("w"), get("h")
     if width is None or height is None:
-        width, height = (float(pixels) for pixels in image_size(picture))
+        width, height = (float(pixels) for pixels in image_size(picture, orient=False))
     if min(width, height) < 1:
         raise InputError(f"'w', 'h' in {path} are {width:g}, {height:g}; expected pixels, at least 1")
     fx, fy = _focal_lengths(path, values, width, height)
@@ -145,10 +154,14 @@ def _photo(path: Path, values: dict[str, Any], picture: Path) -> PosedPhoto:
 
 def _focal_lengths(path: Path, values: dict[str, Any], width: float, height: float) -> tuple[float, float]:
     fx, fy = number(values, "fl_x", path), number(values, "fl_y", path)
-    if fx is None and (angle := view_angle(values, "camera_angle_x", path)) is not None:
-        fx = width / 2 / math.tan(angle / 2)
-        if fy is None and (angle := view_angle(values, "camera_angle_y", path)) is not None:
-            fy = height / 2 / math.tan(angle / 2)
+    if fx is None:
+        angle_x, angle_y = (view_angle(values, key, path) for key in ("camera_angle_x", "camera_angle_y"))
+        if fy is None and angle_y is not None:
+            fy = height / 2 / math.tan(angle_y / 2)
+        if angle_x is not None:
+            fx = width / 2 / math.tan(angle_x / 2)
+        elif angle_y is not None:
+            fx = fy
     if fx is None:
         raise InputError(f"{path} gives no focal length; expected 'fl_x' or 'camera_angle_x', at the top or per frame")
     fy = fx if fy is None else fy
@@ -158,17 +171,28 @@ def _focal_lengths(path: Path, values: dict[str, Any], width: float, height: flo
 
 
 def _lens(path: Path, values: dict[str, Any]) -> Lens | None:
-    model = str(values.get("camera_model", "OPENCV")).upper()
-    radial = tuple(number(values, key, path) or 0.0 for key in ("k1", "k2", "k3", "k4"))
+    model = str(values.get("camera_model") or "OPENCV").upper()
+    *radial, p1, p2 = _distortion(path, values)
     if model in FISHEYE_MODELS or values.get("is_fisheye"):
-        return Lens("fisheye", radial)
+        return Lens("fisheye", tuple(radial))
     if model in PINHOLE_MODELS:
         return None
     if model not in PERSPECTIVE_MODELS:
         known = ", ".join(PINHOLE_MODELS + PERSPECTIVE_MODELS + FISHEYE_MODELS)
         raise InputError(f"camera_model {model} in {path} is not supported; expected one of {known}")
-    lens = Lens("perspective", radial, (number(values, "p1", path) or 0.0, number(values, "p2", path) or 0.0))
+    lens = Lens("perspective", tuple(radial), (p1, p2))
     return None if lens.is_pinhole else lens
+
+
+def _distortion(path: Path, values: dict[str, Any]) -> list[float]:
+    """k1, k2, k3, k4, p1, p2: from nerfstudio's ``distortion_params`` where they are given, else one by one."""
+    together = values.get("distortion_params")
+    if together is None:
+        return [number(values, key, path) or 0.0 for key in DISTORTION]
+    if not isinstance(together, list) or len(together) != len(DISTORTION):
+        raise InputError(f"'distortion_params' in {path} is {together!r}; expected 6 numbers: {', '.join(DISTORTION)}")
+    given: dict[str, Any] = dict(zip(DISTORTION, together, strict=True))
+    return [number(given, key, path) or 0.0 for key in DISTORTION]
 
 
 def read_depth_npy(path: Path) -> Float[Tensor, "height width"]:

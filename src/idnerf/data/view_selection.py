@@ -7,14 +7,29 @@ from jaxtyping import Float
 from torch import Tensor
 
 from idnerf.errors import InputError
-from idnerf.geometry.cameras import view_distances
+from idnerf.geometry.cameras import facing, view_distances
 from idnerf.types import Cameras
 
 SAME_POSE = 1e-6
 
 
+USUAL_SOURCES = 3
+"""Source views of a target where nobody says how many."""
+
+
+def usual_sources(available: int) -> int:
+    """How many of the available source views are used where nobody says how many."""
+    return min(USUAL_SOURCES, available)
+
+
 def nearest_indices(
-    cameras: Cameras, target: Cameras, n: int, candidates: Sequence[int] | None = None, order: int = 1
+    cameras: Cameras,
+    target: Cameras,
+    n: int,
+    candidates: Sequence[int] | None = None,
+    order: int = 1,
+    *,
+    elsewhere_last: bool = False,
 ) -> list[int]:
     """Indices of the ``n`` cameras nearest to the target, nearest first.
 
@@ -25,6 +40,8 @@ def nearest_indices(
         cameras: [view] cameras to choose from.
         target: one camera (no batch axis).
         candidates: choose among these indices only; None for all.
+        elsewhere_last: cameras that do not look the target's way (``facing``) only where too few do, as on a rig or
+            in crops of panoramas. Published protocols do not ask.
 
     Raises:
         InputError: fewer than ``n`` views to choose from, or a candidate that does not exist.
@@ -35,7 +52,8 @@ def nearest_indices(
         raise InputError(f"view {unknown[0]} does not exist: the scene has views 0 to {len(cameras) - 1}")
     same = (cameras.c2w - target.c2w).abs().amax(dim=(-2, -1)) <= SAME_POSE
     distances = view_distances(cameras, target, order)
-    others = sorted((i for i in indices if not same[i]), key=lambda i: (float(distances[i]), i))
+    last = ~facing(cameras, target) if elsewhere_last else torch.zeros_like(same)
+    others = sorted((i for i in indices if not same[i]), key=lambda i: (bool(last[i]), float(distances[i]), i))
     if n < 1 or n > len(others):
         raise InputError(f"{n} source views asked for, {len(others)} to choose from besides the target: ask for fewer")
     return others[:n]
