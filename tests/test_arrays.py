@@ -74,7 +74,80 @@ def test_any_precision_is_taken(model, arrays):
 
 
 def test_size_of_the_target_is_free(model, arrays):
-    assert idnerf.render(**arrays, model=model, size=(24, 16), quality="fast").rgb.shape == (3, 16, 24)
+    for size in ((24, 16), (24.0, 16.0), np.array([24, 16]), [24, torch.tensor(16)]):
+        assert idnerf.render(**arrays, model=model, size=size, quality="fast").rgb.shape == (3, 16, 24)
+
+
+def test_each_source_may_have_its_own_depth_range(model, arrays):
+    """The target's is then the widest, as in a scene."""
+    near, far = np.array([1.0, 1.5, 2.0]), torch.tensor([6.0, 4.0, 5.0])
+    ours = idnerf.render(**{**arrays, "near": near, "far": far}, model=model, quality="fast")
+    cameras = Cameras(arrays["c2w"], arrays["K"].expand(3, 3, 3), (40, 32), torch.from_numpy(near).float(), far)
+    target = Cameras(arrays["target_c2w"], arrays["target_K"], (40, 32), torch.tensor(1.0), torch.tensor(6.0))
+    theirs = model.render(Views(arrays["images"], cameras), target, quality="fast")
+    assert torch.equal(ours.rgb, theirs.rgb) and torch.equal(ours.depth, theirs.depth)
+
+
+def test_geographic_coordinates_render_like_those_around_the_origin(model, arrays):
+    middle = torch.tensor([512_345.6, 5_345_678.9, 432.1], dtype=torch.float64)
+    moved = {name: arrays[name].double().clone() for name in ("c2w", "target_c2w")}
+    for pose in moved.values():
+        pose[..., :3, 3] += middle
+    here, there = (idnerf.render(**{**arrays, **change}, model=model, quality="fast") for change in ({}, moved))
+    torch.testing.assert_close(there.rgb, here.rgb, atol=1e-4, rtol=0)
+    torch.testing.assert_close(there.depth, here.depth, atol=1e-3, rtol=0)
+
+
+def test_ordinary_coordinates_are_left_as_they_are(model, arrays, monkeypatch):
+    passed = []
+    monkeypatch.setattr(model, "render", lambda source, target, **_: passed.append((source.cameras, target)))
+    shift = torch.tensor([3.0, -50.0, 20.0])
+    for name in ("c2w", "target_c2w"):
+        arrays[name][..., :3, 3] += shift
+    inspect.unwrap(idnerf.render)(**arrays, model=model)
+    ((source, target),) = passed
+    assert torch.equal(source.c2w, arrays["c2w"]) and torch.equal(target.c2w, arrays["target_c2w"])
+
+
+def typed(arrays: dict) -> tuple[Views, Cameras]:
+    """Source views and cameras of two targets."""
+    bounds = torch.tensor([1.0, 4.0])
+    source = Cameras(arrays["c2w"], arrays["K"].expand(3, 3, 3), (40, 32), bounds[:1].expand(3), bounds[1:].expand(3))
+    poses = torch.stack([arrays["target_c2w"], torch.eye(4)])
+    targets = Cameras(poses, arrays["K"].expand(2, 3, 3), (40, 32), bounds[:1].expand(2), bounds[1:].expand(2))
+    return Views(arrays["images"], source), targets
+
+
+def test_several_targets_of_the_same_sources(model, arrays, monkeypatch):
+    source, targets = typed(arrays)
+    single = [model.render(source, targets[i], quality="fast") for i in range(2)]
+    encoded, encode = [], model.encode
+    monkeypatch.setattr(model, "encode", lambda views: encoded.append(views) or encode(views))
+    both = model.render(source, targets, quality="fast")
+    assert both.rgb.shape == (2, 3, 32, 40) and both.confidence.shape == (2, 32, 40) and len(encoded) == 1
+    for i in range(2):
+        assert torch.equal(both.rgb[i], single[i].rgb) and torch.equal(both.depth[i], single[i].depth)
+    pairs = Views(torch.stack([source.images] * 2), source.cameras[None][[0, 0]])
+    torch.testing.assert_close(model.render(pairs, targets, quality="fast").rgb, both.rgb)
+    assert model.render(source, targets[:1], quality="fast").rgb.shape == (1, 3, 32, 40)
+
+
+def test_shapes_that_do_not_go_together_are_refused(model, arrays):
+    source, targets = typed(arrays)
+    wrong = [
+        (source[None], targets[0]),
+        (source[None], targets),
+        (source, targets[:0]),
+        (source, targets[None]),
+        (source[0], targets[0]),
+        (source[None][None], targets[:1]),
+    ]
+    for sources, target in wrong:
+        with pytest.raises(InputError, match="expected source \\[view\\] with target") as error:
+            model.render(sources, target)
+        assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match="a camera for each image"):
+        model.render(Views(source.images[None], source.cameras), targets[0])
 
 
 @pytest.mark.parametrize(
@@ -94,6 +167,16 @@ def test_size_of_the_target_is_free(model, arrays):
         ({"far": float("inf")}, "both finite"),
         ({"near": float("nan")}, "both finite"),
         ({"size": (0, 10)}, "expected size as"),
+        ({"size": (24.5, 16.0)}, "expected size as"),
+        ({"size": (float("nan"), 16.0)}, "expected size as"),
+        ({"size": 24}, "expected size as"),
+        ({"size": (24, 16, 3)}, "expected size as"),
+        ({"images": torch.ones(3, 3, 32, 40, dtype=torch.bool)}, "got booleans"),
+        ({"near": [1.0, 1.0]}, "expected near as one number, or of shape \\[3\\]"),
+        ({"far": torch.ones(3, 1)}, "expected far as one number"),
+        ({"near": [1.0, 5.0, 1.0]}, "got near 5 and far 4"),
+        ({"near": None}, "expected near and far as numbers"),
+        ({"far": "4m"}, "expected near and far as numbers"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_named(model, arrays, change, expected):

@@ -454,6 +454,22 @@ def test_a_data_set_is_read_back_from_either_description(tmp_path):
         write_dataset(folder, views, cloud)
 
 
+@pytest.mark.parametrize(
+    ("size", "scale"), [(1.0, 1e-3), (12.0, 1e-3), (30.0, depth_scale(120.0)), (0.1, depth_scale(0.4))]
+)
+def test_depth_of_a_data_set_is_at_the_scale_that_nerfstudio_assumes_where_it_serves(tmp_path, size, scale):
+    """It is an option of its command line (1e-3 unless given), and the JSON's own is not read."""
+    wall = plane_views(3)
+    views = replace(wall, depth=torch.full_like(wall.depth, 4 * size))
+    cloud = PointCloud(torch.zeros(1, 3), torch.zeros(1, 3), torch.zeros(1, 3))
+    assert write_dataset(tmp_path / "set", views, cloud, ".png") == scale
+    content = json.loads((tmp_path / "set" / "transforms.json").read_text())
+    assert content["depth_unit_scale_factor"] == scale
+    with Image.open(tmp_path / "set" / content["frames"][0]["depth_file_path"]) as picture:
+        np.testing.assert_allclose(np.asarray(picture) * scale, 4 * size, atol=0.51 * scale)
+    assert write_dataset(tmp_path / "plain", views, cloud) is None
+
+
 # --- the command --------------------------------------------------------------------------------------------------
 
 
@@ -466,6 +482,32 @@ def scene(tmp_path_factory) -> Path:
 
 
 LOOSE = ["--min-confidence", 0, "--min-views", 1]
+
+
+def test_a_target_named_twice_does_not_confirm_itself(capsys, scene, weights, tmp_path):
+    clouds = []
+    for targets in ("2,0", "2,0,2"):
+        code, out, error = run(
+            capsys, "export", scene, "--out", tmp_path / "a.ply", "--weights", weights, "--quality", "fast",
+            "--min-confidence", 0, "--targets", targets, "--pixel-tolerance", 3, "--depth-tolerance", 1,
+        )  # fmt: skip
+        assert code == 0 and "from 2 depth maps" in out, error
+        clouds.append((tmp_path / "a.ply").read_bytes())
+    assert clouds[0] == clouds[1]
+
+
+@pytest.mark.parametrize("far", [4.0, 400.0])
+def test_another_scale_than_nerfstudio_assumes_is_printed(capsys, monkeypatch, scene, weights, tmp_path, far):
+    def render(*_, **__) -> DepthViews:
+        wall = plane_views(3)
+        return replace(wall, depth=torch.full_like(wall.depth, far))
+
+    monkeypatch.setattr("idnerf.commands.export.render_views", render)
+    code, out, error = run(
+        capsys, "export", scene, "--out", tmp_path / "set", "--weights", weights, *LOOSE, "--depth-format", "png"
+    )
+    assert code == 0, error
+    assert ("--depth-unit-scale-factor 0.0062)" in out) == (far == 400.0)
 
 
 def test_cloud_mesh_depth_and_data_set_on_the_command_line(capsys, scene, weights, tmp_path):

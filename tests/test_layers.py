@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "idnerf"
 # Lowest first. A module may import from lower levels and from its own part, never from a sibling part of its level.
 LEVELS = [
     {"errors", "processors"},
-    {"types", "hub"},
+    {"types", "hub", "files"},
     {"geometry", "checkpoint", "allocator", "ranks", "compiled"},
     {"rendering"},
     {"models", "priors", "data"},

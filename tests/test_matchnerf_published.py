@@ -114,3 +114,15 @@ def test_bad_files_give_one_line_that_names_the_file(case, tmp_path):
     with pytest.raises(InputError) as caught:
         convert_checkpoint(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["# Export\n", "a", "t = 1\n", "00", "J", "R", "o", "\x8a\x01a", "bcd", "]K\x01a.", "(lp0\nb", "I1\n."]
+)
+def test_text_of_any_kind_gives_one_line(text, tmp_path):
+    """What its letters mean to a pickle differs, and so does what goes wrong."""
+    path = tmp_path / "notes.pth"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError) as caught:
+        convert_checkpoint(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)

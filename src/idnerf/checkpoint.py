@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from idnerf.errors import InputError
+from idnerf.files import place_to_write
 
 FORMAT = "idnerf-1"
 """Written into every file; a file of another format is refused by name."""
@@ -36,16 +37,17 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """Write tensors and JSON metadata to ``path``: to a temporary file first, then renamed.
 
     Raises:
-        InputError: the place cannot be written.
+        InputError: the place cannot be written, or is no regular file.
     """
     path = Path(path)
-    temporary = path.with_name(path.name + f".{os.getpid()}.tmp")
+    place = place_to_write(path)
+    temporary = place.with_name(place.name + f".{os.getpid()}.tmp")
     header = {"format": FORMAT, **{key: json.dumps(value) for key, value in metadata.items()}}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata=header)
         os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        os.replace(temporary, place)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"cannot write {path}: {reason}; choose another place") from error

@@ -1,8 +1,9 @@
 """Frames to files: MP4 (H.264), GIF, or a folder of PNGs. One frame in memory at a time, whole files or none."""
 
 import os
+import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,14 @@ from torch import Tensor
 
 from idnerf.data.image_io import write_png
 from idnerf.errors import InputError
+from idnerf.files import place_to_write
 
 VIDEO_SUFFIXES = (".mp4", ".gif")
+SLOWEST_FPS, FASTEST_FPS = 0.01, 1000.0
+FASTEST_GIF_FPS = 50.0
+"""A GIF's delays are hundredths of a second, and browsers slow down what is shorter than two of them."""
+NUMBERED = re.compile(r"(.+)_(\d{4,})\.(png|npy)")
+"""Names of the files of a frame."""
 
 
 def write_video(path: Path, frames: Iterable[Float[Tensor, "3 height width"]], fps: float) -> int:
@@ -22,18 +29,18 @@ def write_video(path: Path, frames: Iterable[Float[Tensor, "3 height width"]], f
     H.264 wants even sizes: a last odd row or column is left out of an MP4.
 
     Raises:
-        InputError: another suffix, or the folder cannot be written.
+        InputError: another suffix, frames per second that it cannot have, or a place that cannot be written.
     """
     if path.suffix not in VIDEO_SUFFIXES:
         raise InputError(f"expected --out ending in .mp4 or .gif for a video, got {path.name!r}")
-    if fps <= 0:
-        raise InputError(f"expected --fps above 0, got {fps}")
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    check_fps(fps, path.suffix)
+    place = place_to_write(path)
+    temporary = place.with_name(f".{place.stem}.{os.getpid()}{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
         write = _write_mp4 if path.suffix == ".mp4" else _write_gif
         count = write(temporary, frames, fps)
-        os.replace(temporary, path)
+        os.replace(temporary, place)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}; choose another --out") from error
     finally:
@@ -41,23 +48,44 @@ def write_video(path: Path, frames: Iterable[Float[Tensor, "3 height width"]], f
     return count
 
 
-def write_frames(folder: Path, frames: Iterable[dict[str, Float[Tensor, "channel height width"]]]) -> int:
-    """Write each frame's pictures as ``{name}_{number:04d}.png`` and tensors of one channel as .npy as well.
+def check_fps(fps: float, suffix: str) -> None:
+    """Raises InputError for frames per second that a file with this ending cannot have."""
+    fastest = FASTEST_GIF_FPS if suffix == ".gif" else FASTEST_FPS
+    if not SLOWEST_FPS <= fps <= fastest:
+        of_what = " of a GIF, whose delays are hundredths of a second," if suffix == ".gif" else ""
+        raise InputError(f"expected --fps{of_what} from {SLOWEST_FPS:g} to {fastest:g}, got {fps:g}")
+
+
+def write_frames(
+    folder: Path, frames: Iterable[dict[str, Float[Tensor, "channel height width"]]], total: int | None = None
+) -> int:
+    """Write each frame's pictures as ``{name}_{number:04d}.png`` and tensors of one channel as .npy instead.
 
     An existing folder is replaced only file by file; a new one appears when it is complete.
+
+    Args:
+        total: how many frames there will be, if that is known: later ones that are there are then found at once.
+
+    Raises:
+        InputError: the folder cannot be written, or holds later frames of a longer run, which would pass for these.
     """
     fresh = not folder.exists()
     place = folder.with_name(f".{folder.name}.{os.getpid()}") if fresh else folder
     try:
         place.mkdir(parents=True, exist_ok=True)
         count = 0
+        names: set[str] = set()
         for number, pictures in enumerate(frames):
+            names |= set(pictures)
+            if number == 0 and total is not None:
+                _check_no_later_frames(place, names, total)
             for name, picture in pictures.items():
                 if picture.shape[0] == 3:
                     write_png(place / f"{name}_{number:04d}.png", picture)
                 else:
                     np.save(place / f"{name}_{number:04d}.npy", picture[0].cpu().numpy())
             count = number + 1
+        _check_no_later_frames(place, names, count)
         if fresh:
             os.replace(place, folder)
     except OSError as error:
@@ -66,6 +94,17 @@ def write_frames(folder: Path, frames: Iterable[dict[str, Float[Tensor, "channel
         if fresh:
             shutil.rmtree(place, ignore_errors=True)
     return count
+
+
+def _check_no_later_frames(folder: Path, names: Set[str], count: int) -> None:
+    """Frames of an earlier, longer run are neither mixed with new ones nor taken away: nobody asked for either."""
+    found = [NUMBERED.fullmatch(path.name) for path in folder.iterdir()]
+    later = sorted(m[0] for m in found if m is not None and m[1] in names and int(m[2]) >= count)
+    if later:
+        raise InputError(
+            f"{folder} holds frames of an earlier run beyond the {count} of this one, from {later[0]} on: delete them, "
+            "or choose another --out"
+        )
 
 
 def to_bytes(frame: Float[Tensor, "3 height width"]) -> np.ndarray:
@@ -98,7 +137,7 @@ def _write_mp4(path: Path, frames: Iterable[Tensor], fps: float) -> int:
 
 
 def _write_gif(path: Path, frames: Iterable[Tensor], fps: float) -> int:
-    pictures = (Image.fromarray(to_bytes(frame)).quantize(dither=Image.Dither.FLOYDSTEINBERG) for frame in frames)
+    pictures = _gif_pictures(frames, fps)
     first = next(iter(pictures), None)
     if first is None:
         raise InputError("a video needs at least one frame: raise --frames")
@@ -110,5 +149,13 @@ def _write_gif(path: Path, frames: Iterable[Tensor], fps: float) -> int:
             count += 1
             yield picture
 
-    first.save(path, format="GIF", save_all=True, append_images=rest(), duration=round(1000 / fps), loop=0)
+    first.save(path, format="GIF", save_all=True, append_images=rest(), loop=0)
     return count
+
+
+def _gif_pictures(frames: Iterable[Tensor], fps: float) -> Iterator[Image.Image]:
+    """Pictures that carry their delays: whole hundredths of a second, rounded so that the sum of them stays right."""
+    for number, frame in enumerate(frames):
+        picture = Image.fromarray(to_bytes(frame)).quantize(dither=Image.Dither.FLOYDSTEINBERG)
+        picture.info["duration"] = 10 * (round(100 * (number + 1) / fps) - round(100 * number / fps))
+        yield picture

@@ -1,7 +1,7 @@
 """`idnerf export`: point clouds, meshes, depth maps and data sets from a few photos."""
 
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +26,7 @@ from idnerf.data.scene import Scene
 from idnerf.errors import InputError
 from idnerf.export.atomic import check_new_folder
 from idnerf.export.consistency import FilterConfig, filtered_depth
-from idnerf.export.dataset import write_dataset
+from idnerf.export.dataset import NERFSTUDIO_SCALE, write_dataset
 from idnerf.export.depth_files import DEPTH_SUFFIXES, depth_scale, write_depth
 from idnerf.export.depth_views import DepthViews, nearest_sources, render_depth_views, spread_pairs
 from idnerf.export.gltf import upright, write_glb
@@ -102,7 +102,8 @@ def export(
     check_quality(quality)
     check_num_sources(num_sources)
     chosen_kind = choose_kind(out, kind)
-    check_options(chosen_kind, at, targets, frames, voxel, depth_format)
+    check_options(at, targets, frames, voxel, depth_format)
+    check_options_of_kind(chosen_kind, mesh, normals, voxel, depth_format, filter_depth)
     check_writable(out, folder=chosen_kind == "dataset")
     if chosen_kind == "dataset":
         check_new_folder(out)
@@ -150,7 +151,7 @@ def choose_kind(out: Path, kind: str | None) -> str:
 
 
 def check_options(
-    kind: str, at: str | None, targets: str | None, frames: int, voxel: float | None, depth_format: str | None
+    at: str | None, targets: str | None, frames: int, voxel: float | None, depth_format: str | None
 ) -> None:
     """Flags that do not fit together or their own range."""
     if at is not None and at not in PLACES:
@@ -162,8 +163,24 @@ def check_options(
         raise InputError(f"expected --voxel above 0, got {voxel}")
     if depth_format is not None and f".{depth_format}" not in DEPTH_SUFFIXES:
         raise InputError(f"expected --depth-format npy, png or exr; got {depth_format!r}")
+
+
+def check_options_of_kind(
+    kind: str, mesh: MeshConfig, normals: bool, voxel: float | None, depth_format: str | None, filter_depth: bool
+) -> None:
+    """Flags that do not fit what is written, and would be ignored."""
     if depth_format is not None and kind != "dataset":
         raise InputError("--depth-format is for a data set; for depth maps alone give --out ending in .npy, .png, .exr")
+    if normals and kind != "cloud":
+        raise InputError("--normals is for a point cloud; give --out ending in .ply, and no other --kind")
+    if voxel is not None and kind not in ("cloud", "dataset"):
+        raise InputError("--voxel is for the points of a cloud or data set; give --out ending in .ply, or a folder")
+    if filter_depth and kind == "mesh":
+        raise InputError("--filter-depth is not for a mesh, which is always made of filtered depth; leave it out")
+    changed = [field.name for field in fields(mesh) if getattr(mesh, field.name) != field.default]
+    if changed and kind != "mesh":
+        flag = changed[0].replace("_", "-")
+        raise InputError(f"--{flag} is for a mesh; give --out ending in .glb, or in .ply with --kind mesh")
 
 
 def target_cameras(
@@ -173,7 +190,8 @@ def target_cameras(
     if targets is not None:
         if not targets:
             raise InputError("expected --targets as view numbers such as 12,13; got none")
-        return scene.cameras[[scene.index_of(i) for i in targets]], list(targets)
+        different = list(dict.fromkeys(targets))  # one camera twice would confirm its own depth
+        return scene.cameras[[scene.index_of(i) for i in different]], different
     photos = scene.cameras[used]
     if place == "sources":
         kept = [used[i] for i in spread_pairs(photos, frames)]
@@ -228,8 +246,9 @@ def write(
         return write_depth_maps(out, views, names)
     cloud = fused(views, filters, voxel)
     if kind == "dataset":
-        write_dataset(out, views, cloud, None if depth_format is None else f".{depth_format}")
-        return f"data set of {len(views)} views and {len(cloud):,} points"
+        scale = write_dataset(out, views, cloud, None if depth_format is None else f".{depth_format}")
+        flag = "" if scale in (None, NERFSTUDIO_SCALE) else f" (nerfstudio: --depth-unit-scale-factor {scale:g})"
+        return f"data set of {len(views)} views and {len(cloud):,} points{flag}"
     write_ply(out, cloud.points, cloud.colors, cloud.normals if normals else None)
     return f"{len(cloud):,} points"
 

@@ -14,9 +14,10 @@ from torch import Tensor
 from idnerf.data.image_io import RESIZE_FILTER, write_png
 from idnerf.data.scene import Scene
 from idnerf.data.seen import count_seen
+from idnerf.data.view_selection import USUAL_SOURCES
 from idnerf.errors import InputError
 from idnerf.evaluation.lpips import Lpips
-from idnerf.evaluation.metrics import depth_errors, depth_median_relative_error, psnr, ssim
+from idnerf.evaluation.metrics import SSIM_WINDOW, depth_errors, depth_median_relative_error, psnr, ssim
 from idnerf.evaluation.protocols import Protocol, Split, Task, evaluation_tasks
 from idnerf.evaluation.references import REFERENCES, Render
 from idnerf.ranks import Ranks, interleaved
@@ -57,11 +58,36 @@ class SceneResult:
     notes: tuple[str, ...]
 
 
+def evaluation_plan(
+    scene: Scene,
+    protocol: Protocol,
+    num_sources: int | None,
+    *,
+    size: tuple[int, int] | None = None,
+    crop: float | None = None,
+    targets: tuple[int, ...] | None = None,
+) -> tuple[Split, list[Task]]:
+    """How ``evaluate_scene`` will score a scene, and what it will render; nothing is rendered or decoded yet.
+
+    Raises ``InputError`` for what the protocol cannot do, and for a scored part that is too small for SSIM.
+    """
+    tasks = evaluation_tasks(scene, protocol, num_sources, targets)
+    split = protocol.split(scene, size, crop)
+    rows, columns = crop_window(split.size, split.crop)
+    width, height = columns.stop - columns.start, rows.stop - rows.start
+    if min(width, height) < SSIM_WINDOW:
+        raise InputError(
+            f"{scene.name}: SSIM needs at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, and {width}x{height} are scored: "
+            "ask for a larger --size or --crop"
+        )
+    return split, tasks
+
+
 def evaluate_scene(
     scene: Scene,
     render: Render,
     protocol: Protocol,
-    num_sources: int,
+    num_sources: int | None,
     *,
     size: tuple[int, int] | None = None,
     crop: float | None = None,
@@ -78,6 +104,7 @@ def evaluate_scene(
     Args:
         render: (sources [view], target []) -> RenderOutput of the target's size. It gets the target's camera
             with the sources' depth range, and never its photo.
+        num_sources: sources per target; None takes the usual number, or all there are where they are fewer.
         size, crop, targets: override the protocol's own; ``targets`` are protocol ids.
         references: also score the three rows that learn nothing.
         lpips: from ``evaluation.lpips.load_lpips``; None leaves ``lpips`` null.
@@ -90,10 +117,10 @@ def evaluate_scene(
 
     Raises ``InputError`` for what the protocol cannot do, for output that is not finite or of another size.
     """
-    tasks = evaluation_tasks(scene, protocol, num_sources, targets)[ranks.rank :: ranks.world]
-    split = protocol.split(scene, size, crop)
-    crop_window(split.size, split.crop)
-    scene = scene.resized(split.size)
+    split, tasks = evaluation_plan(scene, protocol, num_sources, size=size, crop=crop, targets=targets)
+    used = len(tasks[0].sources)
+    fewer = num_sources is None and used < USUAL_SOURCES
+    tasks, scene = tasks[ranks.rank :: ranks.world], scene.resized(split.size)
     rows: dict[str, Render] = {"": render, **(REFERENCES if references else {})}
     records: dict[str, list[ViewRecord]] = {row: [] for row in rows}
     done, unmasked = 0, False
@@ -122,7 +149,12 @@ def evaluate_scene(
         split.crop,
         records.pop(""),
         records,
-        (*protocol.notes, *split.notes, *_notes(scene, split, unmasked)),
+        (
+            *protocol.notes,
+            *split.notes,
+            *([f"{scene.name}: {used} sources, all there are beside a target"] if fewer else []),
+            *_notes(scene, split, unmasked),
+        ),
     )
 
 

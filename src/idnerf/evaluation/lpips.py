@@ -1,7 +1,7 @@
 """LPIPS (Zhang et al. 2018, arXiv 1801.03924) through the optional ``lpips`` package: VGG, inputs in [-1, 1].
 
 The package needs torchvision and, once, a download of the VGG backbone; so it is an extra
-(``pip install "idnerf[metrics]"``), and a report without it says ``null``.
+(``pip install '.[metrics]'`` in a checkout), and a report without it says ``null``.
 """
 
 import importlib
@@ -20,7 +20,7 @@ def load_lpips(device: torch.device | str = "cpu") -> tuple[Lpips | None, str]:
     try:
         package = importlib.import_module("lpips")
     except ImportError:
-        return None, "install the extra with `pip install idnerf[metrics]`"
+        return None, "install the extra with `pip install '.[metrics]'` in a checkout"
     try:
         network = package.LPIPS(net="vgg", verbose=False).to(device).eval()
     except OSError as error:

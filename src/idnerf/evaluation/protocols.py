@@ -12,6 +12,7 @@ from importlib import resources
 from typing import Any
 
 from idnerf.data.scene import Scene
+from idnerf.data.view_selection import SAME_POSE, usual_sources
 from idnerf.errors import InputError
 
 SPLIT_FILES = ("rff", "blender", "dtu", "tanks")
@@ -149,12 +150,13 @@ def _size_that_fits(scene: Scene, sizes: tuple[tuple[int, int], ...]) -> tuple[t
 
 
 def evaluation_tasks(
-    scene: Scene, protocol: Protocol, num_sources: int, targets: tuple[int, ...] | None = None
+    scene: Scene, protocol: Protocol, num_sources: int | None, targets: tuple[int, ...] | None = None
 ) -> list[Task]:
     """The images to render.
 
     Args:
-        num_sources: sources per target, at least 2.
+        num_sources: sources per target, at least 2; None takes the usual number, or all that every target has where
+            they are fewer.
         targets: protocol ids of the views to render instead of the protocol's own; candidates stay its own.
 
     Raises ``InputError`` for too few candidates, unknown or repeated targets.
@@ -168,19 +170,31 @@ def evaluation_tasks(
         )
     if len(set(chosen)) < len(chosen):
         raise InputError(f"--targets must not repeat a view, got {_ids(chosen)}")
-    position = {view_id: index for index, view_id in enumerate(scene.view_ids)}
+    candidates = {scene.view_ids.index(target): _candidates(scene, split, target) for target in chosen}
+    fewest = min(map(len, candidates.values()))
+    count = usual_sources(fewest) if num_sources is None else num_sources
+    if fewest < 2:
+        raise InputError(
+            f"expected at least 2 source views beside each target of {scene.name} under protocol {protocol.name}, got "
+            f"{fewest}: give more photos"
+        )
+    if not 2 <= count <= fewest:
+        raise InputError(
+            f"--num-sources must be between 2 and {fewest} for {scene.name} under protocol {protocol.name}, got {count}"
+        )
     tasks = []
-    for target in chosen:
-        candidates = [position[i] for i in split.candidates if i != target]
-        if not 2 <= num_sources <= len(candidates):
-            raise InputError(
-                f"--num-sources must be between 2 and {len(candidates)} for {scene.name} under protocol "
-                f"{protocol.name}, got {num_sources}"
-            )
-        camera = scene.cameras[position[target]]
-        sources = scene.nearest_indices(camera, num_sources, candidates=candidates, order=protocol.order)
-        tasks.append(Task(position[target], tuple(sources)))
+    for target, others in candidates.items():
+        sources = scene.nearest_indices(scene.cameras[target], count, candidates=others, order=protocol.order)
+        tasks.append(Task(target, tuple(sources)))
     return tasks
+
+
+def _candidates(scene: Scene, split: Split, target: int) -> list[int]:
+    """Positions of the views that may be sources of a target (a protocol id): none that shares its pose."""
+    own = scene.cameras.c2w[scene.view_ids.index(target)]
+    same = (scene.cameras.c2w - own).abs().amax((-2, -1)) <= SAME_POSE
+    positions = {view_id: index for index, view_id in enumerate(scene.view_ids)}
+    return [positions[i] for i in split.candidates if i != target and not same[positions[i]]]
 
 
 def _ids(view_ids: Any, limit: int = 12) -> str:

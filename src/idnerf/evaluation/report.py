@@ -13,6 +13,7 @@ from rich.table import Table
 from idnerf import __version__
 from idnerf.errors import InputError
 from idnerf.evaluation.evaluator import SceneResult, ViewRecord
+from idnerf.files import place_to_write
 
 METRICS = ("psnr", "ssim", "ssim_range2", "lpips")
 """In every record, null where not measured."""
@@ -54,6 +55,8 @@ def build_report(
     size, size_notes = _common([list(r.size) for r in results], "sizes", results)
     crop, crop_notes = _common([r.crop for r in results], "crops", results)
     rows = results[0].references
+    views = [record for result in results for record in result.views]
+    own_notes = [note for result in results for note in result.notes]
     return {
         "idnerf": __version__,
         "protocol": protocol,
@@ -64,9 +67,9 @@ def build_report(
         "size": size,
         "crop": crop,
         "device": device,
-        **_row([record for result in results for record in result.views]),
+        **_row(views),
         "references": {row: _row([record for r in results for record in r.references[row]]) for row in rows},
-        "notes": list(dict.fromkeys([*notes, *size_notes, *crop_notes, *(note for r in results for note in r.notes)])),
+        "notes": list(dict.fromkeys([*notes, *size_notes, *crop_notes, *own_notes])),
     }
 
 
@@ -124,17 +127,18 @@ def read_report(path: Path) -> Report:
 def write_report(path: Path, report: Report) -> None:
     """Write ``report`` as JSON, atomically: the file is the old one or the whole new one.
 
-    Raises ``InputError`` when the folder cannot be written, ``ValueError`` for a number JSON cannot hold.
+    Raises ``InputError`` when the folder cannot be written or no regular file is there, ``ValueError`` for a number
+    JSON cannot hold.
     """
     text = json.dumps(report, indent=1, allow_nan=False) + "\n"
-    temporary = None
+    place, temporary = place_to_write(path), None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8") as file:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=place.parent, suffix=".tmp", delete=False, encoding="utf-8") as file:
             temporary = file.name
             file.write(text)
         os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        os.replace(temporary, place)
     except OSError as error:
         raise InputError(f"cannot write --json {path}: {error.strerror or error}; choose another place") from None
     finally:

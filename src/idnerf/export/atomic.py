@@ -7,20 +7,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from idnerf.errors import InputError
+from idnerf.files import place_to_write
 
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path that becomes ``path`` when the block ends well.
+    """A temporary path that becomes ``path`` (what it leads to, if it is a link) when the block ends well.
 
     Raises:
-        InputError: the place cannot be written.
+        InputError: the place cannot be written, or is no regular file.
     """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    place = place_to_write(path)
+    temporary = place.with_name(f".{place.stem}.{os.getpid()}{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        os.replace(temporary, path)
+        os.replace(temporary, place)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}; choose another --out") from error
     finally:

@@ -23,6 +23,11 @@ from idnerf.types import Cameras
 MOST_POINTS = 200_000
 """Points of the COLMAP model, every k-th of a larger cloud: a text file of millions helps nobody."""
 
+NERFSTUDIO_SCALE = 1e-3
+"""Scene units per step of a depth PNG that nerfstudio assumes; another is told to its command line, not read."""
+NERFSTUDIO_DEPTHS = (1.0, 65.5)
+"""Farthest depths that 16 bits hold at this scale, and that are not coarser than a thousandth there."""
+
 OPENCV_TO_OPENGL = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0]))
 
 
@@ -31,16 +36,19 @@ def write_dataset(
     views: DepthViews,
     cloud: PointCloud,
     depth_suffix: str | None = None,
-) -> None:
+) -> float | None:
     """Write views, cameras, depth range and points; the folder appears complete or not at all.
 
     Args:
         depth_suffix: also write depth maps: ".npy", ".png" or ".exr".
 
+    Returns:
+        Scene units per step of depth PNGs, None where there are none.
+
     Raises:
         InputError: the folder exists and is not empty, or cannot be written.
     """
-    scale = depth_scale(float(views.depth.max()))
+    scale = dataset_depth_scale(float(views.depth.max()))
     with whole_folder(folder) as place:
         frames = []
         for number in range(len(views)):
@@ -57,6 +65,12 @@ def write_dataset(
         (place / "transforms.json").write_text(json.dumps({**content, "frames": frames}, indent=1))
         write_ply(place / "points.ply", cloud.points, cloud.colors)
         write_colmap(place / "sparse" / "0", views.cameras, cloud)
+    return scale if depth_suffix == ".png" else None
+
+
+def dataset_depth_scale(far: float) -> float:
+    """Scene units per step of depth PNGs that reach ``far``: nerfstudio's own where it serves, else the finest."""
+    return NERFSTUDIO_SCALE if NERFSTUDIO_DEPTHS[0] <= far <= NERFSTUDIO_DEPTHS[1] else depth_scale(far)
 
 
 def frame_entry(camera: Cameras, file_path: str) -> dict[str, object]:

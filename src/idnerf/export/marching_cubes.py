@@ -39,4 +39,4 @@ def require_scikit_image() -> None:
     try:
         import skimage.measure  # noqa: F401
     except ImportError as error:
-        raise InputError("a mesh needs scikit-image: install it with `pip install idnerf[export]`") from error
+        raise InputError("a mesh needs scikit-image: `pip install '.[export]'` in a checkout") from error

@@ -32,7 +32,7 @@ from idnerf.models.enlargement import ENLARGEMENT, enlarged
 from idnerf.models.latent import TargetLatent
 from idnerf.models.model_card import CardFacts, Report, card_figures, card_text
 from idnerf.models.paper import PaperConfig, PaperModel
-from idnerf.rendering.renderer import render_in_tiles
+from idnerf.rendering.renderer import concatenate, render_in_tiles
 from idnerf.types import Cameras, RenderOutput, Views
 
 ADDED_PARTS = (
@@ -91,6 +91,16 @@ class IDNeRF(nn.Module, HubModel):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+    @property
+    def has_fast_quality(self) -> bool:
+        """Whether quality ``fast`` differs from ``full``: the `paper` configuration renders alike either way."""
+        return isinstance(self.core, Cascade)
+
+    @property
+    def network_precision(self) -> Literal["float32", "bf16"]:
+        """What the networks are computed in: ``precision`` where the configuration heeds it, as the cascade does."""
+        return self.precision if isinstance(self.core, Cascade) else "float32"
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path = "default", **hub_options: Any) -> "IDNeRF":
@@ -229,8 +239,7 @@ class IDNeRF(nn.Module, HubModel):
         return isinstance(self.core, Cascade) and width * height <= self.config.cascade.enlarge_up_to
 
     def _mixed_precision(self) -> torch.autocast:
-        enabled = self.precision == "bf16" and isinstance(self.core, Cascade)
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.network_precision == "bf16")
 
     def infer_latent(self, features: Any, target: Cameras) -> TargetLatent | None:
         """The target-view latent of whole targets [batch], or None where the configuration has none."""
@@ -266,12 +275,14 @@ class IDNeRF(nn.Module, HubModel):
 
     @torch.no_grad()
     def render(self, source: Views, target: Cameras, *, quality: Quality = "full") -> RenderOutput:
-        """New view of ``target`` (one camera, or [batch]) from ``source`` views [view] (or [batch view]).
+        """New view of ``target`` (one camera, or [batch]) from ``source`` views [view], or [batch view] for as many
+        targets, each with its own.
 
         Returns images without batch axis when ``target`` is one camera; numbers of any precision become float32.
 
         Raises:
-            InputError: fewer than two source views, images that are not floats, an unknown quality.
+            InputError: fewer than two source views, images that are not floats, an unknown quality, sources and
+                targets of other shapes.
         """
         if not source.images.is_floating_point():
             raise InputError(
@@ -279,12 +290,31 @@ class IDNeRF(nn.Module, HubModel):
                 "idnerf.render"
             )
         check_quality(quality)
+        check_shapes(source, target)
         source, target = source.float(), target.float()
-        single = len(target.shape) == 0
-        if single:
-            source, target = source[None], target[None]
-        output = self.render_target(self.encode(source), target, quality=quality)
-        return output.map(lambda x: x[0]) if single else output
+        if len(source.cameras.shape) == 2:
+            return self.render_target(self.encode(source), target, quality=quality)
+        features = self.encode(source[None])
+        if len(target.shape) == 0:
+            return self.render_target(features, target[None], quality=quality).map(lambda x: x[0])
+        one_by_one = [self.render_target(features, target[i : i + 1], quality=quality) for i in range(len(target))]
+        return concatenate(one_by_one, dim=0)
+
+
+def check_shapes(source: Views, target: Cameras) -> None:
+    """Raises ``InputError`` for batch shapes of sources and targets that do not go together."""
+    views, targets = tuple(source.cameras.shape), tuple(target.shape)
+    if tuple(source.images.shape[:-3]) != views:
+        raise InputError(
+            f"expected a camera for each image, got images {list(source.images.shape)} and cameras {list(views)}"
+        )
+    shared = len(views) == 1 and (targets == () or (len(targets) == 1 and targets[0] > 0))
+    own = len(views) == 2 and views[0] > 0 and targets == views[:1]
+    if not (shared or own):
+        raise InputError(
+            "expected source [view] with target [] or [batch], or source [batch, view] with target [batch]; got source "
+            f"{list(views)} and target {list(targets)}"
+        )
 
 
 def check_quality(quality: str) -> None:

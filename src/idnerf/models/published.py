@@ -5,6 +5,7 @@ A published file is recognised by its tensors' names, every name is accounted fo
 
 import pickle
 import re
+import struct
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -50,6 +51,11 @@ _PUBLISHED_NAMES = [
     (r"field\.colour\.", "nerf_dec.rgb_linear."),
 ]
 _ATTENTION_PARTS = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "merge": "merge", "norm": "norm1"}
+
+UNREADABLE = (
+    RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, struct.error
+)  # fmt: skip
+"""What PyTorch's reader raises for files of another kind, by what their first bytes happen to mean to a pickle."""
 
 GMFLOW_FLOW_HEAD = ("feature_flow_attn.", "upsampler.")
 """Parts of a GMFlow file that turn features into optical flow, which is not needed here."""
@@ -173,7 +179,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise InputError(
             f"{path}: expected a PyTorch file of tensors only, got {what if pickled else other}."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except UNREADABLE as error:
         raise InputError(
             f"{path}: expected a PyTorch checkpoint, got a damaged or other file; download it again."
         ) from error
