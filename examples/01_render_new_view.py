@@ -24,7 +24,7 @@ def main(scene: Path | None = None, out: Path = Path("out/examples"), target: in
     model = idnerf.IDNeRF.from_pretrained()
 
     camera = loaded.cameras[target]
-    sources = loaded.nearest(camera, n=3)  # never the target's own photo
+    sources = loaded.nearest(camera, n=min(3, len(loaded) - 1))  # never the target's own photo
     near, far = loaded.target_bounds(sources.cameras)  # what the sources know of the depth range
     output = model.render(sources, camera.with_bounds(near, far))
 

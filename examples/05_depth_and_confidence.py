@@ -22,7 +22,7 @@ def main(scene: Path | None = None, out: Path = Path("out/examples"), target: in
     loaded = idnerf.load_scene(scene or idnerf.demo_folder())
     loaded = loaded.resized((width, round(width * loaded.cameras.height / loaded.cameras.width)))
     model = idnerf.IDNeRF.from_pretrained()
-    sources = loaded.nearest(loaded.cameras[target], n=3)
+    sources = loaded.nearest(loaded.cameras[target], n=min(3, len(loaded) - 1))
     near, far = loaded.target_bounds(sources.cameras)
     output = model.render(sources, loaded.cameras[target].with_bounds(near, far))
     assert output.confidence is not None  # the `paper` configuration has none

@@ -38,7 +38,7 @@ def main(scene: Path | None = None, out: Path = Path("out/examples"), target: in
     """
     loaded = idnerf.load_scene(scene or idnerf.demo_folder())
     loaded = loaded.resized((width, round(width * loaded.cameras.height / loaded.cameras.width)))
-    sources = loaded.nearest(loaded.cameras[target], n=3)
+    sources = loaded.nearest(loaded.cameras[target], n=min(3, len(loaded) - 1))
     camera = loaded.cameras[target].with_bounds(*loaded.target_bounds(sources.cameras))
     truth = loaded.image(target)
 

@@ -76,6 +76,7 @@ RENDER: dict[str, Case] = {
     "target and path": ("{scene} --out a.png --target 0 --path orbit", "not both"),
     "target as video": ("{scene} --out a.mp4 --target 0", "--target renders one picture"),
     "target out of range": ("{scene} --out a.png --target 9", "no view 9; it has 0-4"),
+    "target in words": ("{scene} --out a.png --target first", "expected --target as a whole number, got 'first'"),
     "negative target": ("{scene} --out a.png --target -1", "no view -1"),
     "target among sources": ("{scene} --out a.png --target 1 --sources 1,2", "cannot be among its own --sources"),
     "one source": ("{scene} --out a.png --target 1 --sources 2", "at least 2"),
@@ -85,7 +86,7 @@ RENDER: dict[str, Case] = {
     "sources in words": ("{scene} --out a.png --sources a,b", "--sources as view numbers"),
     "sources in parts": ("{scene} --out a.png --sources 0.5,1", "--sources as view numbers"),
     "too many sources": ("{scene} --out a.mp4 --num-sources 9", "expected --num-sources from 2 to"),
-    "too many sources of a target": ("{scene} --out a.png --target 0 --num-sources 5", "4 to choose from"),
+    "too many sources of a target": ("{scene} --out a.png --target 0 --num-sources 5", "from 2 to the 4 source views"),
     "one source by number": ("{scene} --out a.png --target 0 --num-sources 1", "--num-sources of at least 2"),
     "unknown path": ("{scene} --out a.mp4 --path zigzag", "interpolate, spiral or orbit"),
     "unknown path of a still": ("{scene} --out a.png --path zigzag", "interpolate, spiral or orbit"),
@@ -113,6 +114,7 @@ EVALUATE: dict[str, Case] = {
     "unknown precision": ("{scene} --precision half", "--precision auto, float32 or bf16"),
     "report below a file": ("{scene} --json {text}/report.json", "is a file, not a folder"),
     "report that is a folder": ("{scene} --json {folder}", "is a folder"),
+    "report that is a device": ("{scene} --json /dev/null", "expected a regular file"),
     "report that cannot be written": ("{scene} --targets 0 --json /proc/nowhere/r.json", "cannot write"),
     "pictures in the place of a file": ("{scene} --save {text}", "is a file, not a folder"),
 }  # fmt: skip
@@ -138,6 +140,14 @@ EXPORT: dict[str, Case] = {
     "tiny volume": ("{scene} --out a.glb --resolution 1", "--resolution"),
     "unknown depth format": ("{scene} --out set --depth-format tif", "--depth-format"),
     "depth format of a cloud": ("{scene} --out a.ply --depth-format npy", "--depth-format"),
+    "normals of a mesh": ("{scene} --out a.ply --kind mesh --normals", "--normals is for a point cloud"),
+    "normals of a data set": ("{scene} --out set --normals", "--normals is for a point cloud"),
+    "voxels of a mesh": ("{scene} --out a.glb --voxel 0.1", "--voxel is for the points"),
+    "voxels of depth maps": ("{scene} --out a.png --voxel 0.1", "--voxel is for the points"),
+    "filtered depth of a mesh": ("{scene} --out a.glb --filter-depth", "--filter-depth is not for a mesh"),
+    "resolution of a cloud": ("{scene} --out a.ply --resolution 64", "--resolution is for a mesh"),
+    "truncation of depth maps": ("{scene} --out a.exr --truncation 3", "--truncation is for a mesh"),
+    "smallest part of a data set": ("{scene} --out set --smallest-part 0", "--smallest-part is for a mesh"),
     "unknown quality": ("{scene} --out a.ply --quality best", "--quality"),
     "nothing believed": ("{scene} --out a.ply --quality fast --depth-tolerance 1e-9 --min-confidence 0",
                          "no point is left"),
@@ -377,11 +387,11 @@ OWN_WORDS = {
 """Where a command answers a shared case in another way; None: it is no error there."""
 
 EXTRAS = {
-    ("viser", "view {scene}"): "idnerf[viewer]",
-    ("pycolmap", "poses {blank_photos} --out scene"): "idnerf[poses]",
-    ("pycolmap", "render {blank_photos} --out a.png"): "idnerf[poses]",
-    ("skimage", "export {scene} --out a.glb"): "idnerf[export]",
-    ("diffusers", "train-prior --held-out 2 --num-scenes 2"): "idnerf[prior]",
+    ("viser", "view {scene}"): ".[viewer]",
+    ("pycolmap", "poses {blank_photos} --out scene"): ".[poses]",
+    ("pycolmap", "render {blank_photos} --out a.png"): ".[poses]",
+    ("skimage", "export {scene} --out a.glb"): ".[export]",
+    ("diffusers", "train-prior --held-out 2 --num-scenes 2"): ".[prior]",
 }
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -11,6 +12,10 @@ from PIL import Image
 
 from command_line import run
 from idnerf import cli
+from idnerf.commands.render import choose_views
+from idnerf.data.load import load_scene
+from idnerf.errors import InputError
+from idnerf.types import Cameras
 from matchnerf_cases import published_gmflow, published_matchnerf
 
 
@@ -59,6 +64,31 @@ def test_render_a_folder_of_frames_with_metric_depth(capsys, scene, weights, tmp
                      (("depth", "png"), ("depth_z", "npy"), ("rgb", "png")) for i in (0, 1)]  # fmt: skip
     depth = np.load(out / "depth_z_0000.npy")
     assert depth.shape == (24, 32) and (depth > 0).all()
+
+
+def test_scenes_of_two_and_three_photos_need_no_number_of_sources(scene):
+    photos = load_scene(scene)
+    assert choose_views(photos.select([0, 2]), None, None, None)[1] in ([0, 1], [1, 0])
+    assert sorted(choose_views(photos.select([0, 1, 2]), 1, None, None)[1]) == [0, 2]
+    assert len(choose_views(photos, 1, None, None)[1]) == len(choose_views(photos, None, None, None)[1]) == 3
+    with pytest.raises(InputError, match="at least 2 source views, the scene has 1"):
+        choose_views(photos.select([0, 1]), 0, None, None)
+    with pytest.raises(InputError, match="from 2 to the 2 source views there are, got 3"):
+        choose_views(photos.select([0, 1, 2]), 0, None, 3)
+
+
+def test_views_that_look_elsewhere_are_sources_only_where_too_few_do_not(scene):
+    """As on a rig, or in crops of panoramas: three views at every place, two of them turned away by 90 degrees."""
+    photos = load_scene(scene).select([0, 1, 2])
+    quarter = torch.tensor([[0.0, 0, 1, 0], [0, 1, 0, 0], [-1, 0, 0, 0], [0, 0, 0, 1]])
+    turned = [photos.cameras.c2w @ turn for turn in (torch.eye(4), quarter, quarter.T)]
+    c = photos.cameras
+    cameras = Cameras(torch.cat(turned), c.K.repeat(3, 1, 1), c.size, c.near.repeat(3), c.far.repeat(3))
+    rig = replace(photos.select([0, 1, 2] * 3), cameras=cameras, view_ids=tuple(range(9)))
+    assert sorted(choose_views(rig, 0, None, 2)[1]) == [1, 2]
+    assert sorted(choose_views(rig, None, None, 3)[1]) in ([0, 1, 2], [3, 4, 5], [6, 7, 8])
+    assert set(choose_views(rig, 0, None, 4)[1]) > {1, 2}
+    assert set(rig.nearest_indices(cameras[0], 2)) == {3, 6}  # protocols count distance alone
 
 
 def test_a_source_named_twice_counts_once(capsys, scene, weights, tmp_path):

@@ -1,9 +1,12 @@
 """Camera paths: rotations stay rotations, ends meet the sources, orbits keep their distance, paths loop."""
 
+import math
+
 import pytest
 import torch
 
 from idnerf.errors import InputError
+from idnerf.geometry.cameras import shifted_range
 from idnerf.geometry.projection import project
 from idnerf.geometry.trajectories import camera_path, focus_point, look_at, rotate_between
 from idnerf.types import Cameras
@@ -23,14 +26,28 @@ def ring(angles: list[float], radius: float = 4.0) -> Cameras:
 
 @pytest.mark.parametrize("kind", ["interpolate", "spiral", "orbit"])
 @pytest.mark.parametrize("frames", [1, 7])
-def test_paths_give_rotations_and_the_sources_depth_range(kind, frames, generator):
+def test_paths_give_rotations_and_what_the_sources_know_of_the_depth_range(kind, frames, generator):
     source = random_cameras((3,), generator)
     path = camera_path(kind, source, frames)
     assert path.shape == (frames,) and path.size == source.size
     rotation = path.c2w[:, :3, :3]
     torch.testing.assert_close(rotation @ rotation.mT, torch.eye(3).expand(frames, -1, -1), atol=1e-5, rtol=0)
     torch.testing.assert_close(torch.linalg.det(rotation), torch.ones(frames), atol=1e-5, rtol=0)
-    assert (path.near == source.near.min()).all() and (path.far == source.far.max()).all()
+    for frame in (path[i] for i in range(frames)):
+        near, far = shifted_range(source, frame.c2w)
+        assert frame.near == near and frame.far == far
+
+
+def test_depth_range_in_the_plane_of_the_sources_is_theirs_and_moves_with_the_camera():
+    source = ring([0.0, 0.0, 0.0])
+    source.c2w[:, 0, 3] = torch.tensor([-0.2, 0.0, 0.2])
+    path = camera_path("interpolate", source, 5)
+    assert (path.near == 2).all() and (path.far == 6).all()
+    c2w = source.c2w[1].repeat(3, 1, 1)
+    c2w[:, 2, 3] += torch.tensor([-1.0, 1.0, 3.0])
+    near, far = shifted_range(source, c2w)
+    torch.testing.assert_close(near, torch.tensor([3.0, 1.0, 0.5]))  # of the sources' near at least a quarter
+    torch.testing.assert_close(far, torch.tensor([7.0, 5.0, 3.0]))
 
 
 def test_interpolation_begins_and_ends_at_sources_and_passes_the_middle_one(generator):
@@ -58,6 +75,24 @@ def test_cameras_on_a_ring_focus_on_its_centre_and_orbit_at_its_radius():
     pixels, depth = project(torch.zeros(12, 1, 3), path)
     torch.testing.assert_close(pixels[:, 0], torch.tensor([32.0, 24.0]).expand(12, 2), atol=1e-3, rtol=0)
     assert (depth > 0).all()
+
+
+@pytest.mark.parametrize("reach", [0.8, 1.1])
+def test_orbits_of_wide_rings_keep_to_the_ring(reach):
+    source = ring([-reach, 0.0, reach])
+    torch.testing.assert_close(focus_point(source), torch.zeros(3), atol=1e-4, rtol=0)
+    path = camera_path("orbit", source, 16)
+    torch.testing.assert_close(path.centers.norm(dim=-1), torch.full((16,), 4.0), atol=1e-3, rtol=0)
+    pixels, _ = project(torch.zeros(16, 1, 3), path)
+    torch.testing.assert_close(pixels[:, 0], torch.tensor([32.0, 24.0]).expand(16, 2), atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["interpolate", "spiral", "orbit"])
+def test_cameras_all_around_an_object_get_paths_too(kind):
+    path = camera_path(kind, ring([0.0, math.pi / 2, math.pi, -math.pi / 2]), 9)
+    rotation = path.c2w[:, :3, :3]
+    torch.testing.assert_close(rotation @ rotation.mT, torch.eye(3).expand(9, -1, -1), atol=1e-5, rtol=0)
+    assert torch.isfinite(path.centers).all() and (path.near > 0).all() and (path.far > path.near).all()
 
 
 def test_parallel_cameras_focus_inside_the_depth_range():

@@ -21,6 +21,7 @@ from idnerf.data.procedural.generate import generate_scene
 from idnerf.data.scene import Scene
 from idnerf.data.view_selection import target_bounds
 from idnerf.errors import InputError
+from idnerf.geometry.cameras import shifted_range
 from idnerf.geometry.projection import project
 from idnerf.geometry.quaternions import quaternion_of, rotation_of
 from idnerf.geometry.rays import image_rays, rays_at_pixels, unproject
@@ -34,7 +35,7 @@ from idnerf.viewer.scene_renderer import SceneRenderer, Speed, ViewRequest
 from idnerf.viewer.scheduler import RenderScheduler
 from idnerf.viewer.server import check_address, is_any_address, is_loopback
 from idnerf.viewer.session import Session, central_view
-from idnerf.viewer.sources import Support, choose_sources, depth_range, support
+from idnerf.viewer.sources import Support, choose_sources, support
 from idnerf.viewer.view_point import ViewPoint, field_inside_photo, pose_of
 from idnerf.viewer.world_frame import FOCUS_DISTANCE, fit_world_frame
 from tiny_cases import TINY_CASCADE, cameras_on_a_wall
@@ -235,12 +236,12 @@ def test_depth_range_is_the_sources_and_shifts_as_the_camera_steps_back(generato
     centers[:, 2, 3] = 0
     cameras = Cameras(centers, cameras.K, SIZE, torch.tensor([2.0, 2.5, 3, 2]), torch.tensor([6.0, 8, 7, 6]))
     c2w = torch.eye(4)
-    assert depth_range(cameras, c2w) == tuple(float(b) for b in target_bounds(cameras))
+    assert shifted_range(cameras, c2w) == target_bounds(cameras)
     c2w[2, 3] = -1.5
-    assert depth_range(cameras, c2w) == (3.5, 9.5)
+    assert shifted_range(cameras, c2w) == (3.5, 9.5)
     for forward in (1.0, 2.0, 7.0, 50.0):
         c2w[2, 3] = forward
-        near, far = depth_range(cameras, c2w)
+        near, far = shifted_range(cameras, c2w)
         assert 0 < near < far
 
 
@@ -956,7 +957,7 @@ def test_the_command_warns_before_it_listens_elsewhere(scene, model, monkeypatch
 
 def test_without_viser_the_command_says_what_to_install(scene, monkeypatch):
     monkeypatch.setitem(sys.modules, "viser", None)
-    with pytest.raises(InputError, match=r"pip install 'idnerf\[viewer\]'"):
+    with pytest.raises(InputError, match=r"pip install '\.\[viewer\]'"):
         cli.main(["view", str(scene.root)])
 
 

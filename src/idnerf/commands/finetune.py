@@ -51,7 +51,7 @@ def finetune(
     scan: str | None = None,
     light: int = 3,
 ) -> None:
-    """Refine the weights on one scene: each photo in turn is the target of the others. Never worse than the start.
+    """Refine the weights on one scene: each photo in turn is the target of the others; kept if held-out photos gain.
 
     Args:
         scene: folder of posed photos; its format is recognised (LLFF, transforms.json, Blender, COLMAP, DTU). A folder

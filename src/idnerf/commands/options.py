@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from idnerf.data.scene import Scene
+from idnerf.data.view_selection import usual_sources
 from idnerf.errors import InputError
 
 Item = TypeVar("Item")
@@ -151,9 +152,22 @@ def _nearest_folder(path: Path, folder: bool) -> Path:
     return parent
 
 
-def check_num_sources(count: int) -> None:
-    if count < 2:
+def check_num_sources(count: int | None) -> None:
+    if count is not None and count < 2:
         raise InputError(f"expected --num-sources of at least 2, got {count}")
+
+
+def checked_num_sources(count: int | None, available: int, most: int | None = None) -> int:
+    """``--num-sources`` as given, at most ``most`` or all there are; where it is not, the usual number of these."""
+    if available < 2:
+        raise InputError(f"expected at least 2 source views, the scene has {available}: give more photos")
+    most = available if most is None else min(most, available)
+    if count is None:
+        return usual_sources(most)
+    check_num_sources(count)
+    if count > most:
+        raise InputError(f"expected --num-sources from 2 to the {most} source views there are, got {count}")
+    return count
 
 
 def check_frames(count: int) -> None:

@@ -91,6 +91,9 @@ def in_our_words(problem: str) -> str:
     """Python's words for a bad number say little to who typed it."""
     for pattern, kind in (("invalid literal for int.*: ", "a whole number"), ("could not.* float: ", "a number")):
         problem = re.sub(rf"Error parsing (\S+): {pattern}", rf"expected \1 as {kind}, got ", problem)
+    for name, kind in (("INT", "a whole number"), ("FLOAT", "a number")):  # of options that may be left out
+        pattern = rf"Error parsing (\S+): no type matching {{None}}\|{name} .* from \[(.*?)\]\. Got errors: .*"
+        problem = re.sub(pattern, rf"expected \1 as {kind}, got \2", problem)
     return problem.rstrip(".")
 
 

@@ -13,6 +13,7 @@ from idnerf.commands.options import (
     check_num_sources,
     check_quality,
     check_writable,
+    checked_num_sources,
     choose_device,
     choose_precision,
     counted,
@@ -25,14 +26,14 @@ from idnerf.commands.options import (
 )
 from idnerf.data.load import load_scene
 from idnerf.data.scene import Scene
+from idnerf.data.view_selection import nearest_indices
 from idnerf.errors import InputError
-from idnerf.geometry.cameras import view_distances
 from idnerf.geometry.trajectories import camera_path
 from idnerf.ranks import join_ranks
 from idnerf.rendering.colormap import colorize_depth
 from idnerf.rendering.frames import made_at_once
 from idnerf.types import Cameras, RenderOutput
-from idnerf.video import VIDEO_SUFFIXES, write_frames, write_video
+from idnerf.video import VIDEO_SUFFIXES, check_fps, write_frames, write_video
 
 
 def render(
@@ -40,7 +41,7 @@ def render(
     out: Path,
     *,
     sources: str | None = None,
-    num_sources: int = 3,
+    num_sources: int | None = None,
     target: int | None = None,
     path: str | None = None,
     frames: int = 60,
@@ -61,7 +62,8 @@ def render(
             of photos without poses is posed first (see `idnerf poses`), and the result kept in it as `.idnerf`.
         out: .png (one view), .mp4 or .gif (a camera path), or a folder (numbered PNGs).
         sources: view numbers to render from, such as 0,3,7. Default: the nearest ones.
-        num_sources: how many source views where --sources is not given.
+        num_sources: how many source views where --sources is not given. Default: 3, or all there are where they are
+            fewer.
         target: render the camera of this view; its own photo is not used.
         path: camera path: interpolate (through the sources), spiral, or orbit.
         frames: number of frames of the path.
@@ -85,8 +87,8 @@ def render(
         raise InputError(f"--target renders one picture and --out {out.name} is a video: give a .png or a --path")
     check_writable(out, folder=out.suffix == "")
     check_frames(frames)
-    if not 0 < fps <= 1000:
-        raise InputError(f"expected --fps above 0 and at most 1000, got {fps:g}")
+    check_num_sources(num_sources)
+    check_fps(fps, out.suffix)
     wanted_size = parse_size(size)
     where = choose_device(device)
     choose_precision(precision, where)  # before any work
@@ -101,7 +103,8 @@ def render(
         still = out.suffix == ".png"
         cameras = camera_path(path or "interpolate", source_cameras, frames)
         cameras = cameras[len(cameras) // 4][None] if still else cameras
-    cameras = cameras.with_bounds(*Scene.target_bounds(source_cameras))
+    else:
+        cameras = cameras.with_bounds(*Scene.target_bounds(source_cameras))
 
     model = load_model(weights, where, precision)
     start = time.perf_counter()
@@ -133,7 +136,7 @@ def render(
 
 
 def choose_views(
-    scene: Scene, target: int | None, sources: tuple[int, ...] | None, num_sources: int
+    scene: Scene, target: int | None, sources: tuple[int, ...] | None, num_sources: int | None
 ) -> tuple[Cameras | None, list[int]]:
     """The target camera ([1], or None for a path) and the positions of the source views."""
     chosen = None
@@ -147,13 +150,13 @@ def choose_views(
         position = scene.index_of(target)
         if chosen is not None and position in chosen:
             raise InputError(f"view {target} is the --target and cannot be among its own --sources")
-        check_num_sources(num_sources)
-        camera = scene.cameras[position]
-        return camera[None], chosen or scene.nearest_indices(camera, num_sources)
+        camera, others = scene.cameras[position], [i for i in range(len(scene)) if i != position]
+        if chosen is None:
+            count = checked_num_sources(num_sources, len(others))
+            chosen = nearest_indices(scene.cameras, camera, count, others, elsewhere_last=True)
+        return camera[None], chosen
     if chosen is None:
-        if not 2 <= num_sources <= len(scene):
-            raise InputError(f"expected --num-sources from 2 to the scene's {len(scene)} views, got {num_sources}")
-        chosen = central_views(scene.cameras, num_sources)
+        chosen = central_views(scene.cameras, checked_num_sources(num_sources, len(scene)))
     return None, chosen
 
 
@@ -161,7 +164,9 @@ def central_views(cameras: Cameras, count: int) -> list[int]:
     """The view nearest to the mean camera centre and its nearest neighbours, ordered along their longest extent."""
     centers = cameras.centers
     middle = int((centers - centers.mean(0)).norm(dim=-1).argmin())
-    chosen = view_distances(cameras, cameras[middle]).argsort()[:count]
+    others = [i for i in range(len(cameras)) if i != middle]
+    near = nearest_indices(cameras, cameras[middle], count - 1, others, elsewhere_last=True)
+    chosen = torch.tensor([middle, *near])
     offsets = centers[chosen] - centers[chosen].mean(0)
     _, _, axes = torch.linalg.svd(offsets)
     return chosen[(offsets @ axes[0]).argsort()].tolist()
@@ -192,4 +197,4 @@ def write_outputs(out: Path, outputs: Iterator[RenderOutput], cameras: Cameras, 
                 pictures["depth_z"] = output.depth.float()
             yield pictures
 
-    return write_frames(out, files())
+    return write_frames(out, files(), len(cameras))

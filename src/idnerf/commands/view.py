@@ -5,7 +5,16 @@ from pathlib import Path
 
 import tyro
 
-from idnerf.commands.options import choose_device, load_model, parse_size, parse_views, posed, working_size
+from idnerf.commands.options import (
+    check_num_sources,
+    checked_num_sources,
+    choose_device,
+    load_model,
+    parse_size,
+    parse_views,
+    posed,
+    working_size,
+)
 from idnerf.data.load import load_scene
 from idnerf.errors import InputError
 
@@ -16,7 +25,7 @@ def view(
     host: str = "127.0.0.1",
     port: int = 8080,
     sources: str | None = None,
-    num_sources: int = 3,
+    num_sources: int | None = None,
     size: str | None = None,
     weights: str = "default",
     device: str = "auto",
@@ -31,7 +40,8 @@ def view(
         host: address to listen on. Anything but this machine's own lets others see the photos; there is no password.
         port: port to listen on; the next free one if it is taken.
         sources: start with these views, such as 0,3,7. Default: the nearest to the camera, chosen as it moves.
-        num_sources: how many source views where --sources is not given.
+        num_sources: how many source views where --sources is not given. Default: 3, or all there are where they are
+            fewer.
         size: size the photos are worked on at, such as 480x320. Default: their own, at most 960 on the longer side.
         weights: `default`, a file, a run folder or a hub id.
         device: auto, cpu or cuda.
@@ -43,6 +53,7 @@ def view(
 
     load_viser()
     check_address(host, port)
+    check_num_sources(num_sources)
     wanted_size, wanted_sources = parse_size(size), parse_views(sources, "--sources")
     where = choose_device(device)
     loaded = load_scene(posed(scene), scan=scan, light=light)
@@ -50,9 +61,7 @@ def view(
     chosen = None if wanted_sources is None else tuple(dict.fromkeys(loaded.index_of(i) for i in wanted_sources))
     if chosen is not None and len(chosen) < 2:
         raise InputError(f"expected at least 2 different views in --sources, got {sources}")
-    most = min(len(loaded), MOST_SOURCES)
-    if chosen is None and not 2 <= num_sources <= most:
-        raise InputError(f"expected --num-sources from 2 to {most}, got {num_sources}")
+    count = checked_num_sources(num_sources, len(loaded), MOST_SOURCES) if chosen is None else len(chosen)
     model = load_model(weights, where)
     if not is_loopback(host):
         print(
@@ -61,7 +70,7 @@ def view(
             file=sys.stderr,
             flush=True,
         )
-    viewer = Viewer(model, loaded, host, port, Choices(num_sources, chosen))
+    viewer = Viewer(model, loaded, host, port, Choices(count, chosen))
     if port not in (0, viewer.port):
         print(f"port {port} is in use")
     reach = "this machine's addresses" if is_any_address(host) else host

@@ -6,11 +6,17 @@ Numbers go into tensors as Python scalars, never by ``new_tensor``: on a GPU tha
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from idnerf.geometry.precision import full_precision
 from idnerf.types import Cameras
+
+FACING = 0.5
+"""Cosine of the 60 degrees within which optical axes point the same way."""
+
+NEAREST_SHARE = 0.25
+"""A camera that has moved forward keeps at least this share of the sources' near."""
 
 
 @full_precision
@@ -54,3 +60,25 @@ def crop(
 def view_distances(cameras: Cameras, target: Cameras, order: int = 1) -> Float[Tensor, "view"]:
     """Distance of every camera's centre from the target's: L1 (``order=1``, MVSNeRF's choice) or L2."""
     return torch.linalg.vector_norm(cameras.centers - target.centers, ord=order, dim=-1)
+
+
+def facing(cameras: Cameras, target: Cameras) -> Bool[Tensor, "view"]:
+    """Which cameras look the target's way, within 60 degrees between the optical axes."""
+    return cameras.c2w[:, :3, 2] @ target.c2w[:3, 2] > FACING
+
+
+def shifted_range(
+    sources: Cameras, c2w: Float[Tensor, "*frame 4 4"]
+) -> tuple[Float[Tensor, "*frame"], Float[Tensor, "*frame"]]:
+    """near, far (z, scene units) of free cameras: their sources' range, shifted by how far they stand behind each.
+
+    A camera that steps back d from its sources has everything d further away. In the plane of the sources this is
+    their smallest near and largest far. Moved forward it keeps a share of near, ``NEAREST_SHARE``.
+
+    Args:
+        sources: [view] cameras.
+    """
+    behind = ((sources.centers - c2w[..., None, :3, 3]) * c2w[..., None, :3, 2]).sum(-1)
+    near = torch.maximum(sources.near + behind, NEAREST_SHARE * sources.near).amin(-1)
+    far = (sources.far + behind).amax(-1)
+    return near, torch.maximum(far, 2 * near)

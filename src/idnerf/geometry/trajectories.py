@@ -1,7 +1,7 @@
 """Camera paths from source cameras: pure functions, [view] cameras in, [frame] cameras out.
 
 Every path is smooth and, but for ``interpolate``, closed, so that a video of it loops. The depth range of every frame
-is what the sources know together: their smallest near and largest far.
+is what the sources know together (``shifted_range``).
 """
 
 import math
@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from idnerf.errors import InputError
+from idnerf.geometry.cameras import shifted_range
 from idnerf.types import Cameras
 
 
@@ -57,10 +58,10 @@ def spiral(source: Cameras, frames: int) -> Cameras:
 def orbit(source: Cameras, frames: int) -> Cameras:
     """Back and forth on an arc around the point that the sources look at, as far as they reach to either side."""
     mean = mean_camera(source)
-    center = source.centers.mean(0)
     focus = focus_point(source)
     down = mean[:, 1]
-    arm = center - focus
+    radius = (source.centers - focus).norm(dim=-1).mean()
+    arm = mean_direction(source.centers - focus) * radius  # the mean centre lies inside the arc
     sideways = F.normalize(torch.linalg.cross(down, arm), dim=0)
     reach = torch.atan2((source.centers - focus) @ sideways, (source.centers - focus) @ F.normalize(arm, dim=0))
     amplitude = reach.abs().amax().clamp(math.radians(3), math.radians(60))
@@ -73,20 +74,27 @@ def orbit(source: Cameras, frames: int) -> Cameras:
 
 
 def path_cameras(source: Cameras, rotations: Float[Tensor, "frame 3 3"], centers: Float[Tensor, "frame 3"]) -> Cameras:
-    """Cameras of a path: the sources' mean intrinsics and joint depth range."""
+    """Cameras of a path: the sources' mean intrinsics, and their joint depth range as each frame has it before it."""
     frames = len(centers)
     c2w = torch.eye(4, device=source.device).repeat(frames, 1, 1)
     c2w[:, :3, :3], c2w[:, :3, 3] = rotations, centers
     K = source.K.mean(0).expand(frames, -1, -1)
-    return Cameras(c2w, K, source.size, source.near.min().expand(frames), source.far.max().expand(frames))
+    return Cameras(c2w, K, source.size, *shifted_range(source, c2w))
 
 
 def mean_camera(source: Cameras) -> Float[Tensor, "3 3"]:
     """Mean rotation: axes (right, down, forward) as columns, the forward axis kept, made orthonormal."""
-    forward = F.normalize(source.c2w[:, :3, 2].mean(0), dim=0)
-    down = source.c2w[:, :3, 1].mean(0)
+    forward = mean_direction(source.c2w[:, :3, 2])
+    down = mean_direction(source.c2w[:, :3, 1])
     right = F.normalize(torch.linalg.cross(down, forward), dim=0)
     return torch.stack([right, torch.linalg.cross(forward, right), forward], -1)
+
+
+def mean_direction(directions: Float[Tensor, "view 3"]) -> Float[Tensor, "3"]:
+    """Their normalised mean; the first one where they cancel out, as around an object."""
+    mean = directions.mean(0)
+    kept = mean.norm() > 0.05 * directions.norm(dim=-1).mean()
+    return F.normalize(mean if bool(kept) else directions[0], dim=0)
 
 
 def look_at(
@@ -105,22 +113,20 @@ def focus_depth(source: Cameras) -> Float[Tensor, ""]:
 
 
 def focus_point(source: Cameras) -> Float[Tensor, "3"]:
-    """The point nearest to all optical axes; cameras that look in parallel focus at ``focus_depth`` instead.
+    """The point nearest to all optical axes, if most cameras have it in their depth range; else one ahead of them, at
+    ``focus_depth``.
 
     Least squares over axes (c, f): sum (I - f f^T) (x - c) = 0.
     """
-    forward = source.c2w[:, :3, 2]
-    center = source.centers.mean(0)
-    ahead = F.normalize(forward.mean(0), dim=0)
-    projector = torch.eye(3, device=source.device) - forward[:, :, None] * forward[:, None, :]
-    A = projector.sum(0)
-    depth = focus_depth(source)
+    forward, centers = source.c2w[:, :3, 2], source.centers
+    across = torch.eye(3, dtype=forward.dtype, device=source.device) - forward[:, :, None] * forward[:, None, :]
+    A = across.sum(0)
     if torch.linalg.eigvalsh(A)[0] > 1e-4 * len(source):
-        point = torch.linalg.solve(A, (projector @ source.centers[:, :, None]).sum(0))[:, 0]
-        found = (point - center) @ ahead
-        if bool((found > source.near.min()) & (found < source.far.max())):
+        point = torch.linalg.solve(A, (across @ centers[:, :, None]).sum(0))[:, 0]
+        depth = ((point - centers) * forward).sum(-1)
+        if ((depth > source.near) & (depth < source.far)).float().mean() > 0.5:
             return point
-    return center + ahead * depth
+    return centers.mean(0) + mean_direction(forward) * focus_depth(source)
 
 
 def rotate_between(

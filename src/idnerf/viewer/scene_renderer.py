@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 from idnerf.data.scene import Scene
+from idnerf.geometry.cameras import shifted_range
 from idnerf.models.idnerf import IDNeRF
 from idnerf.types import Cameras
 from idnerf.viewer.picture import Picture
 from idnerf.viewer.render_queue import Level
-from idnerf.viewer.sources import depth_range, support
+from idnerf.viewer.sources import support
 from idnerf.viewer.view_point import ViewPoint
 
 SIDES = (160, 240, 320, 480, 640, 800, 960)
@@ -72,7 +73,8 @@ class SceneRenderer:
             size = request.view.size(side)
             coarse = level is Level.COARSE
             features, cameras = self.encode(request.sources, COARSE_SOURCE_SIDE if coarse else side, enlarge=not coarse)
-            camera = request.view.camera(size, *depth_range(cameras, torch.from_numpy(request.view.c2w).float()))
+            near, far = shifted_range(cameras, torch.from_numpy(request.view.c2w).float())
+            camera = request.view.camera(size, float(near), float(far))
             quality = "fast" if coarse else "full"
             rendering = time.monotonic()
             waited = self._thread.waited

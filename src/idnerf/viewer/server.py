@@ -32,7 +32,7 @@ def load_viser() -> ModuleType:
     try:
         import viser
     except ImportError:
-        raise InputError("the viewer needs viser: pip install 'idnerf[viewer]'") from None
+        raise InputError("the viewer needs viser: pip install '.[viewer]' in a checkout") from None
     return viser
 
 

@@ -8,18 +8,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from idnerf.geometry.cameras import facing
 from idnerf.geometry.projection import project, visible
 from idnerf.geometry.rays import unproject
 from idnerf.types import Cameras
 
-FACING = 0.5
-"""Sources should look the target's way within 60 degrees: cosine of the angle between the optical axes."""
-
 STICKY = 0.85
 """A new choice must be this much nearer (sum of distances) than the one in use: each change costs an encoding."""
-
-NEAREST_SHARE = 0.25
-"""A camera that has moved forward keeps at least this share of the sources' near."""
 
 
 def choose_sources(
@@ -41,28 +36,16 @@ def choose_sources(
         previous: the choice in use.
     """
     distances = (cameras.centers - target.centers).abs().sum(-1)
-    facing = cameras.c2w[:, :3, 2] @ target.c2w[:3, 2] > FACING
+    alike = facing(cameras, target)
     allowed = [i for i in range(len(cameras)) if i != left_out]
-    order = sorted(allowed, key=lambda i: (not bool(facing[i]), float(distances[i]), i))
+    order = sorted(allowed, key=lambda i: (not bool(alike[i]), float(distances[i]), i))
     best = tuple(order[:count])
     if previous is not None and len(previous) == len(best) and set(previous) <= set(allowed):
-        same_facing = int(facing[list(previous)].sum()) == int(facing[list(best)].sum())
+        same_facing = int(alike[list(previous)].sum()) == int(alike[list(best)].sum())
         ratio = float(distances[list(best)].sum()) / max(float(distances[list(previous)].sum()), 1e-12)
         if set(previous) == set(best) or (same_facing and ratio > STICKY):
             return tuple(previous)
     return best
-
-
-def depth_range(sources: Cameras, c2w: Float[Tensor, "4 4"]) -> tuple[float, float]:
-    """near, far (z, scene units) of a free camera: its sources' range, shifted by how far it stands behind each.
-
-    A camera that steps back d from its sources has everything d further away. In the plane of the sources this is
-    their smallest near and largest far.
-    """
-    behind = (sources.centers - c2w[:3, 3]) @ c2w[:3, 2]
-    near = torch.maximum(sources.near + behind, NEAREST_SHARE * sources.near).min()
-    far = (sources.far + behind).max()
-    return float(near), max(float(far), 2 * float(near))
 
 
 @dataclass(frozen=True)

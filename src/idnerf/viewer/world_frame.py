@@ -8,14 +8,13 @@ any up direction, origin and unit; a similarity brings them all to z up, the foc
 viser's cameras have OpenCV axes as ours; a rotation travels as a unit quaternion (w, x, y, z).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
 from idnerf.geometry.quaternions import Quaternion, quaternion_of, rotation_of
-from idnerf.geometry.trajectories import focus_depth
+from idnerf.geometry.trajectories import focus_point, mean_direction
 from idnerf.types import Cameras
 
 FOCUS_DISTANCE = 3.0
@@ -64,40 +63,15 @@ class WorldFrame:
 
 def fit_world_frame(cameras: Cameras) -> WorldFrame:
     """The frame of a scene's [view] cameras: up is their mean up, the focus where they look."""
-    c2w = cameras.c2w.double().cpu().numpy()
-    up = mean_direction(-c2w[:, :3, 1])
-    ahead = mean_direction(c2w[:, :3, 2])
+    cameras = cameras.to("cpu")
+    cameras = replace(cameras, c2w=cameras.c2w.double(), K=cameras.K.double())
+    up = mean_direction(-cameras.c2w[:, :3, 1]).numpy()
+    ahead = mean_direction(cameras.c2w[:, :3, 2]).numpy()
+    focus, c2w = focus_point(cameras).numpy(), cameras.c2w.numpy()
     sideways = np.cross(ahead, up)
     if np.linalg.norm(sideways) < 1e-3:  # cameras that look straight down on average
         sideways = c2w[0, :3, 0] - (c2w[0, :3, 0] @ up) * up
     sideways = sideways / np.linalg.norm(sideways)
     rotation = np.stack([sideways, np.cross(up, sideways), up])
-    focus = scene_focus(cameras)
     distance = float(np.median(np.linalg.norm(c2w[:, :3, 3] - focus, axis=-1)))
     return WorldFrame(rotation, focus, FOCUS_DISTANCE / max(distance, 1e-9))
-
-
-def mean_direction(directions: Float[np.ndarray, "view 3"]) -> Vector:
-    """Their normalised mean; the first one where they cancel out."""
-    mean = directions.mean(0)
-    length = np.linalg.norm(mean)
-    return mean / length if length > 0.05 else directions[0] / np.linalg.norm(directions[0])
-
-
-def scene_focus(cameras: Cameras) -> Vector:
-    """The point nearest to all optical axes, if most cameras have it in their depth range; else a point ahead.
-
-    Least squares over axes (c, f): sum (I - f f^T) (x - c) = 0. Unlike a camera path's focus it may lie anywhere among
-    the cameras: they may stand all around an object.
-    """
-    cameras = Cameras(cameras.c2w.double(), cameras.K.double(), cameras.size, cameras.near, cameras.far)
-    forward, centers = cameras.c2w[:, :3, 2], cameras.centers
-    across = torch.eye(3, dtype=torch.float64) - forward[:, :, None] * forward[:, None, :]
-    normal = across.sum(0)
-    if torch.linalg.eigvalsh(normal)[0] > 1e-4 * len(cameras):
-        point = torch.linalg.solve(normal, (across @ centers[:, :, None]).sum(0))[:, 0]
-        depth = ((point - centers) * forward).sum(-1)
-        if ((depth > cameras.near) & (depth < cameras.far)).double().mean() > 0.5:
-            return point.numpy()
-    ahead = torch.from_numpy(mean_direction(forward.numpy()))
-    return (centers.mean(0) + ahead * focus_depth(cameras)).numpy()
