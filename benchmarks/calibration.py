@@ -38,6 +38,9 @@ NUM_SOURCES = 3
 
 QUICK_SCENES = 16
 
+COMMAND = "python benchmarks/calibration.py --data DATA --out docs/confidence.md"
+"""What the page says it was written by, with ``--quick`` and without data as they were given."""
+
 STRIDE = 2
 """Every so many pixels along both axes are kept: neighbours say the same."""
 
@@ -259,15 +262,15 @@ def findings(groups: dict[str, Pixels]) -> list[str]:
     return lines
 
 
-def document(groups: dict[str, Pixels], picture: str, digest: str) -> str:
-    """docs/confidence.md."""
+def document(groups: dict[str, Pixels], picture: str, digest: str, command: str = COMMAND) -> str:
+    """docs/confidence.md, as ``command`` wrote it."""
     lines = [
         "# Confidence",
         "",
         "Every rendering carries a `confidence` per pixel in [0, 1]: the network predicts the scale b of a Laplace",
         "distribution of the colour error, and confidence is the probability 1 - exp(-0.1 / b) that the error stays "
         "below 0.1.",
-        "Does it? Written by `python benchmarks/calibration.py --data DATA --out docs/confidence.md`, not by hand. "
+        f"Does it? Written by `{command}`, not by hand. "
         f"Weights: SHA-256 `{digest}`; three sources; error: mean absolute difference over the channels, images in "
         "[0, 1].",
         "",
@@ -328,7 +331,8 @@ def main(
     groups = {name: gather(paths) for name, paths in files.items()}
     picture = picture or out.parent / "images" / "confidence.svg"
     plot(groups, picture)
-    text = document(groups, picture.relative_to(out.parent).as_posix(), weights_hash(weights))
+    command = (COMMAND if data is not None else COMMAND.replace(" --data DATA", "")) + " --quick" * quick
+    text = document(groups, picture.relative_to(out.parent).as_posix(), weights_hash(weights), command)
     out.write_text(text, encoding="utf-8")
     print(f"{out}, {picture}")
     print("\n".join(findings(groups)))

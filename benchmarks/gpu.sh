@@ -2,7 +2,8 @@
 # Everything that wants a GPU, unattended: the tests, speed and growth, and training of the default weights for STEPS.
 #   bash benchmarks/gpu.sh OUT [STEPS]       continues OUT/run where it exists, with the options it was started with
 # STEPS is what the lease holds: a training that is cut short loses what it gains as the rate falls. Rates and losses are
-# those of the default weights' last piece (docs/training.md): twice these rates undid weights that were trained already.
+# those of the default weights' sixth to eighth piece, without light noise (docs/training.md; the last one took 3e-4 for the
+# decoder, and light noise): twice these rates undid weights that were trained already.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:?usage: benchmarks/gpu.sh OUT [STEPS]}

@@ -406,13 +406,15 @@ def document(
     parts: dict[str, Scores],
     digest: str,
     pictures: str,
+    command: str,
+    extent: str,
 ) -> str:
-    """docs/limits.md."""
+    """docs/limits.md, as ``command`` wrote it; ``extent`` says how many photos and scenes were looked at."""
     lines = [
         "# Limits",
         "",
-        "Where it fails, and how much that costs. Written by `python benchmarks/limits.py --data DATA --out "
-        f"docs/limits.md`, not by hand; weights: SHA-256 `{digest}`, commit {commit()}. PSNR in dB, three nearest "
+        f"Where it fails, and how much that costs. Written by `{command}`, not by hand ({extent}); weights: SHA-256 "
+        f"`{digest}`, commit {commit()}. PSNR in dB, three nearest "
         "sources 6 degrees away unless said otherwise. The pictures are of one small ray-cast room "
         "(`benchmarks/limit_scenes.py`) in which one thing is changed at a time; the photos are flower and horns at "
         "480x320; *procedural* are the fixed test scenes. Rows of a picture: two sources, rendering, truth, error, "
@@ -532,7 +534,15 @@ def main(
     gains = {name: [exposure_scores(bench, gain, items, name) for gain in GAINS] for name, items in fewer.items()}
     parts = photo_parts(bench, photos(data, None)) if data is not None else {}
     relative = pictures.relative_to(out.parent).as_posix()
-    text = document(failures, ranges, counts, baselines, gains, parts, weights_hash(weights), relative)
+    command = "python benchmarks/limits.py" + " --data DATA" * (data is not None) + " --out docs/limits.md"
+    extent = f"procedural: {len(tasks)} scenes, exposures {len(fewer[procedural])}"
+    if data is not None:
+        each = "one target each, but in the last table all" if quick else "all targets of each"
+        extent = f"photos: {each}; {extent}"
+    digest = weights_hash(weights)
+    text = document(
+        failures, ranges, counts, baselines, gains, parts, digest, relative, command + " --quick" * quick, extent
+    )
     out.write_text(text, encoding="utf-8")
     print(f"{out}, {pictures}/limit_*.jpg")
 

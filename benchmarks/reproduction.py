@@ -155,8 +155,8 @@ def page(scoreboard: str) -> str:
             "",
             "Each has its command: `idnerf evaluate ROOT --protocol mvsnerf` for the protocols "
             "([evaluation](evaluation.md)), `idnerf train matchnerf-dtu` and `idnerf-dtu` for the trainings "
-            "([training on DTU](dtu.md)), `pip install 'idnerf[metrics]'` for LPIPS, `benchmarks/ablation.py` for "
-            "guidance.",
+            "([training on DTU](dtu.md)), `pip install '.[metrics]'` in a checkout for LPIPS, "
+            "`benchmarks/ablation.py` for guidance.",
             "",
         ]
     )

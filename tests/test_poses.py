@@ -205,7 +205,7 @@ def test_without_pycolmap_one_line_says_how_to_get_it(capsys, monkeypatch, tmp_p
     save_photos(tmp_path / "photos", WALK[:2], (32, 24))
     monkeypatch.setitem(sys.modules, "pycolmap", None)
     code, _, error = run(capsys, "poses", tmp_path / "photos", "--out", tmp_path / "scene")
-    assert code == 2 and "pip install 'idnerf[poses]'" in error and len(error.strip().splitlines()) == 1
+    assert code == 2 and "pip install '.[poses]'" in error and len(error.strip().splitlines()) == 1
 
 
 @pytest.fixture(scope="module")

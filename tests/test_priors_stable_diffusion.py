@@ -88,6 +88,15 @@ def test_noise_is_the_u_net_s_prediction_converted(folders, kind, generator):
     torch.testing.assert_close(prior.predict_noise(z_t, timestep, condition), expected, atol=1e-5, rtol=1e-4)
 
 
+def test_the_projection_is_inverted_once(folders, monkeypatch):
+    inverted, inner = [], torch.linalg.pinv
+    monkeypatch.setattr(torch.linalg, "pinv", lambda matrix: inverted.append(1) or inner(matrix))
+    prior = load_prior(config(folders, "stable-diffusion-1.5", "text"))
+    source, target = example()
+    first, second = (prior.condition(source, target, (8, 8)).tokens for _ in range(2))
+    assert torch.equal(first, second) and len(inverted) == 1
+
+
 def test_attention_slicing_changes_nothing_but_memory(folders, generator):
     source, target = example(batch=1)
     z_t, timestep = torch.randn(1, 4, 8, 8, generator=generator), torch.tensor([500])
@@ -203,4 +212,4 @@ def test_a_missing_extra_is_one_line(folders, package, monkeypatch):
         return real(name, *rest)
 
     monkeypatch.setattr(importlib, "import_module", without)
-    expect_line(r'pip install "idnerf\[prior\]"', config(folders, "stable-diffusion-1.5"))
+    expect_line(r"pip install '\.\[prior\]'", config(folders, "stable-diffusion-1.5"))

@@ -23,7 +23,7 @@ COMMANDS = {
     "export": "point clouds, meshes, depth maps and data sets of rendered views",
     "view": "a web viewer whose picture follows the browser's camera",
     "poses": "your own photos without poses to a posed scene",
-    "finetune": "refine the weights on one scene's photos, never worse than the start",
+    "finetune": "refine the weights on one scene's photos, kept only if held-out photos gain",
     "check": "what a folder of data holds, and what it lacks",
     "share": "weights with a model card, as a folder or on the Hugging Face hub",
     "convert": "published GMFlow and MatchNeRF checkpoints to our format, or the mean of several weights",

@@ -1,4 +1,4 @@
-"""The inner loops of both configurations, compiled for the processor at hand by numba (`pip install "idnerf[cpu]"`).
+"""The inner loops of both configurations, compiled for the processor at hand by numba (the extra `cpu`).
 
 What PyTorch computes in thirty passes over buffers of megabytes, these compute point by point in registers. Their inner
 loops are over channels, whose number is known when a kernel is compiled: ``Vector`` is a value of that many float32,

@@ -71,7 +71,7 @@ def load_pycolmap() -> Any:
         import pycolmap
     except ImportError:
         raise InputError(
-            "finding poses needs pycolmap, which is not installed: pip install 'idnerf[poses]' "
+            "finding poses needs pycolmap, which is not installed: pip install '.[poses]' in a checkout "
             "(or bring poses: COLMAP, transforms.json, LLFF)"
         ) from None
     # Its import installs a handler that answers SIGTERM with a stack trace; only the main thread may set another.

@@ -25,7 +25,7 @@ def transformers() -> Any:
         return importlib.import_module("transformers")
     except ImportError as error:
         raise InputError(
-            f'this prior needs the transformers package ({error}): install it with `pip install "idnerf[prior]"`'
+            f"this prior needs the transformers package ({error}): `pip install '.[prior]'` in a checkout"
         ) from error
 
 

@@ -30,7 +30,7 @@ def diffusers() -> Any:
         return importlib.import_module("diffusers")
     except ImportError as error:
         raise InputError(
-            f'this prior needs the diffusers package ({error}): install it with `pip install "idnerf[prior]"`'
+            f"this prior needs the diffusers package ({error}): `pip install '.[prior]'` in a checkout"
         ) from error
 
 

@@ -170,5 +170,5 @@ def make_adapter(
             f"adapter text: the text tower of {clip.text} is {projection.shape[1]} wide, the U-Net of {model.text} "
             f"takes tokens of {width}; give the CLIP model it was trained with as --guidance.prior.image-encoder"
         )
-    projection, first = projection.to(device), empty.to(device)
-    return lambda embeddings: text_space_tokens(embeddings, projection, first), empty
+    inverse, first = torch.linalg.pinv(projection.to(device)), empty.to(device)
+    return lambda embeddings: text_space_tokens(embeddings, inverse, first), empty
