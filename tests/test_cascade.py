@@ -50,6 +50,7 @@ from tiny_cases import (
     rotation,
     tiny_example,
     waken,
+    with_latent,
 )
 
 
@@ -547,6 +548,11 @@ def test_a_run_folder_stands_for_its_weights(tmp_path):
         ({"samples_fast": 0}, "samples-fast"),
         ({"volume_widths": ()}, "volume-widths"),
         ({"token_width": 0}, "token-width"),
+        ({"token_width": 1}, "token-width: expected 2 or more, got 1"),
+        (
+            {"cross_view_layers": 1, "pyramid_widths": (16, 32, 64, 90, 128)},
+            "pyramid-widths: .* multiple of 4 .* got 90",
+        ),
         ({"volume_blocks": (0, 1, 2, 2, 1)}, "volume-blocks"),
         ({"volume_blocks": (0, -1)}, "volume-blocks"),
         ({"refinement_deeper": (96, 0)}, "refinement-deeper"),
@@ -713,6 +719,23 @@ def test_a_step_in_bfloat16_is_a_step_in_float32_up_to_rounding():
     assert F.cosine_similarity(*gradients, dim=0) > 0.98
 
 
+@pytest.mark.parametrize("query", ["pixel", "global"])
+def test_a_step_in_bfloat16_reaches_the_latent_network(query):
+    """The latent and its gradient are float32; the gradient is that of float32 up to rounding."""
+    torch.manual_seed(0)
+    cascade = waken(IDNeRF(with_latent("cascade", query)).core)
+    batch = stack_examples([tiny_example(size=(64, 48))])
+    gradients = []
+    for enabled in (False, True):
+        cascade.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            result = cascade_objective(cascade, batch, LossConfig(), seeded(1))
+        assert result.latent.values.dtype == torch.float32
+        result.loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in cascade.latent.parameters()]))
+    assert F.cosine_similarity(*gradients, dim=0) > 0.98
+
+
 DEEPER = replace(TINY_CASCADE, volume_blocks=(0, 1, 2), refinement_deeper=(8, 10))
 CROSS_VIEW = replace(TINY_CASCADE, cross_view_layers=2)
 
@@ -785,6 +808,19 @@ def test_a_pixel_draws_from_the_half_resolution_pixel_it_belongs_to_and_knows_th
     torch.testing.assert_close(tokens[0, :, 1, 1], torch.tensor([0.0, 0, 0, 2]))  # bin 0, bin 1 of the left cell
     torch.testing.assert_close(tokens[0, :, 0, 2], torch.tensor([1.0, 3, 3, 3]))
     torch.testing.assert_close(log_weights[0, 3, 0, 0].mul(5).exp(), torch.tensor(0.25))
+
+
+def test_one_hypothesis_has_the_whole_ray_as_its_bin():
+    torch.manual_seed(0)
+    cascade = waken(Cascade(replace(TINY_CASCADE, middle_hypotheses=1, middle_hypotheses_fast=1)))
+    batch = stack_examples([tiny_example()])
+    output = cascade(cascade.encode(batch.source), batch.target.cameras, generator=seeded(0))
+    assert output.middle.edges.shape[1] == 2
+    assert (output.middle.edges[:, 0] == 0).all() and (output.middle.edges[:, 1] == 1).all()
+    assert (output.middle.log_weights == 0).all() and torch.isfinite(output.render.rgb).all()
+    config = LossConfig(depth=1.0, depth_distribution=0.2)
+    cascade_objective(cascade, batch, config, seeded(1), "fast").loss.backward()
+    assert torch.isfinite(cascade.middle.embed.weight.grad).all()
 
 
 def test_hypotheses_are_quantiles_of_the_coarse_distribution(generator):

@@ -1,5 +1,6 @@
 """Refinement on one scene: never worse than the start, blind to what is held out, and worth its minutes."""
 
+import gc
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from idnerf.data.procedural.generate import generate_scene
 from idnerf.errors import InputError
 from idnerf.models.idnerf import IDNeRF
 from idnerf.priors.prior import PriorConfig
+from idnerf.training.examples import seeded
 from idnerf.training.finetune import (
     FinetuneConfig,
     Run,
@@ -27,7 +29,7 @@ from idnerf.training.finetune import (
     start_guidance,
     unseen_camera,
 )
-from idnerf.training.score_distillation import GuidanceConfig
+from idnerf.training.score_distillation import GuidanceConfig, ScoreDistillation
 from idnerf.types import Views
 from tiny_cases import TINY_MODELS, plane_views, waken, with_latent
 
@@ -199,6 +201,17 @@ def test_the_paper_configuration_is_refined_too():
 GUIDED = GuidanceConfig(sds_weight=1.0, guidance_scale=1.0, prior=PriorConfig(kind="gaussian"))
 
 
+def test_a_rotation_keeps_one_training_at_a_time():
+    photos, alive = plane_views(5), []
+
+    def count(*_: int) -> None:
+        alive.append(sum(type(thing) is Run for thing in gc.get_objects()))
+
+    config = replace(QUICK, steps=2, evaluate_every=1)
+    finetune(tiny_model(), photos, rotation(5), config, num_sources=2, progress=count)
+    assert len(alive) >= 10 and set(alive) == {1}
+
+
 def test_unseen_cameras_lie_between_photos(generator):
     cameras = plane_views(5).cameras
     spread = torch.cdist(cameras.centers, cameras.centers).max()
@@ -224,6 +237,24 @@ def test_guidance_trains_the_latent_network_at_cameras_without_photo():
         states.append(state(run.model))
     different = moved(*states)
     assert different and all("latent" in name for name in different)
+
+
+@pytest.mark.parametrize(("query", "size"), [("pixel", TILE), ("global", (32, 24))])
+def test_guidance_of_a_latent_that_is_read_at_once_is_of_all_of_it(query, size, monkeypatch):
+    sizes = []
+
+    def record(_, latent, *others):
+        sizes.append(latent.cameras.size)
+        return latent.values.sum()
+
+    monkeypatch.setattr(ScoreDistillation, "__call__", record)
+    model, photos = IDNeRF(with_latent("cascade", query)), plane_views(4)
+    config = FinetuneConfig(tile=TILE, guidance=GUIDED)
+    guidance = start_guidance(model, config)
+    assert guidance is not None
+    run = Run(model, photos, hold_out(photos), config, 3, guidance)
+    run.guide(guidance, photos[1:][None], seeded(0), seeded(1))
+    assert sizes == [size]
 
 
 def test_guidance_of_a_model_without_latent_is_refused():

@@ -31,6 +31,14 @@ def random_cameras(shape: tuple[int, ...], generator: torch.Generator, size: tup
     return Cameras(c2w, K, size, torch.full(shape, 1.0), torch.full(shape, 5.0))
 
 
+def test_gradients_of_a_map_in_half_precision_are_summed_in_float32(generator):
+    """Three thousand equal parts: in bfloat16 the sum would stop growing at 256 of them."""
+    maps = torch.zeros(1, 1, 1, 2, dtype=torch.bfloat16, requires_grad=True)
+    bilinear_lookup(maps, torch.full((1, 3000, 2), 0.5)).float().sum().backward()
+    assert maps.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(maps.grad.float(), torch.full((1, 1, 1, 2), 3000.0), rtol=0.01, atol=0)
+
+
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
 def test_unproject_then_project_returns_the_pixel(shape, generator):
     cameras = random_cameras(shape, generator)

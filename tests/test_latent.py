@@ -11,6 +11,7 @@ from idnerf.geometry.cameras import crop, resize
 from idnerf.geometry.projection import bilinear_lookup, project, visible
 from idnerf.geometry.rays import image_rays, pixel_centers
 from idnerf.models.cascade import Cascade, CascadeConfig
+from idnerf.models.enlargement import enlarged
 from idnerf.models.gmflow import PairMaps, view_pairs
 from idnerf.models.idnerf import IDNeRF, ModelConfig, config_from_json, config_to_json
 from idnerf.models.latent import (
@@ -27,10 +28,12 @@ from idnerf.models.paper import PaperConfig
 from idnerf.models.view_refinement import MapTokens, TokenAttention
 from idnerf.rendering.opponent_axes import OPPONENT_AXES, OPPONENT_DEVIATIONS
 from idnerf.rendering.renderer import render_in_tiles
-from idnerf.training.examples import stack_examples
+from idnerf.training.examples import StepDataset, TileBatch, seeded, stack_examples
+from idnerf.training.objectives import LossConfig, objective
 from idnerf.types import Cameras, Views
 from tiny_cases import (
     TINY_MODELS,
+    PlaneScenes,
     cameras_on_a_wall,
     plane_views,
     rotation,
@@ -386,6 +389,33 @@ def test_the_latent_is_inferred_once_for_all_tiles(configuration, monkeypatch):
     assert calls == [(48, 44)] * 2
     if configuration == "paper":  # rays know nothing of their tile
         torch.testing.assert_close(tiled.rgb, whole.rgb, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("enlarged_share", [0.0, 1.0])
+@pytest.mark.parametrize("query", ["global", "pixel"])
+def test_training_on_tiles_reads_the_latent_that_rendering_reads(query, enlarged_share):
+    """`global` reads all of it, so training must infer it for the whole target that the tile was cut from."""
+    torch.manual_seed(0)
+    model = waken(IDNeRF(with_latent("cascade", query)))
+    scenes = StepDataset(PlaneScenes((64, 48)), seed=0, batch_size=2, source_views=(3, 3), tile=(32, 24), augment=True)
+    batch = scenes[0].to("cpu")
+    assert isinstance(batch, TileBatch) and batch.whole.size == (64, 48)
+    result = objective(
+        model, batch, LossConfig(), seeded(0), rays_per_step=1, fast_share=0.0, enlarged_share=enlarged_share
+    )
+    assert result.latent.cameras.size == ((64, 48) if query == "global" else (32, 24))
+    source = enlarged(batch.source) if enlarged_share else batch.source
+    features = model.core.encode(source)
+    whole = model.core.infer_latent(features, batch.whole)
+    if query == "global":
+        read = model.core.view_refinement.read
+        trained, rendered = (read(latent, batch.target.cameras) for latent in (result.latent, whole))
+        torch.testing.assert_close(trained, rendered)
+
+
+def test_whole_targets_are_not_cut_from_anything():
+    scenes = StepDataset(PlaneScenes(), seed=0, batch_size=1, source_views=(2, 2), tile=None, augment=False)
+    assert not isinstance(scenes[0], TileBatch)
 
 
 def test_refinement_starts_silent_in_the_cascade():

@@ -22,6 +22,7 @@ from idnerf.models.matching import (
     groupwise_cosine,
     lookup_colours,
     matching_cue,
+    pair_index,
     reproject,
     weighted_rows,
 )
@@ -82,6 +83,49 @@ def test_any_image_size_and_a_tile_equals_its_pixels(published, generator, monke
     torch.testing.assert_close(image.rgb[0].flatten(1).T, output.rgb[0], atol=1e-4, rtol=0)
     torch.testing.assert_close(image.depth.flatten(1), output.depth, atol=1e-3, rtol=0)
     assert (output.rgb >= 0).all() and (output.rgb <= 1).all() and (output.opacity <= 1 + 1e-5).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("published", [False, True])
+def test_a_chunk_makes_no_tensor_on_the_host(published, generator, monkeypatch):
+    """Where features are looked up by plain operations, as on a GPU, each would be copied there and waited for."""
+    monkeypatch.setattr("idnerf.compiled.gradients.chosen", lambda *_: None)
+    monkeypatch.setattr("idnerf.compiled.dispatch.usable", lambda *_: False)
+    monkeypatch.setattr(paper, "with_taps", lambda reprojection, *_: reprojection)
+    monkeypatch.setattr("idnerf.models.matching.with_taps", lambda reprojection, *_: reprojection)
+    aggregation = "concatenate" if published else "symmetric"
+    config = replace(SMALL, published_behaviour=published, view_aggregation=aggregation, num_views=3)
+    model = PaperModel(replace(config, view_refinement=True, latent_query="pixel", latent_size=(6, 6)))
+    source, target = random_scene(1, 3, generator)
+    features, pixels = model.encode(source), pixels_of(target)
+    latent = model.infer_latent(features, target)
+    model.render_pixels(features, target, pixels, latent=latent)  # what later chunks find made
+    made = []
+    for place, name in ((torch, "tensor"), (torch, "full"), (torch.Tensor, "new_tensor")):
+        monkeypatch.setattr(place, name, lambda *_, name=name, **__: made.append(name))
+    index = torch.Tensor.__getitem__
+
+    def indexed(tensor, key):
+        keys = key if isinstance(key, tuple) else (key,)
+        made.extend("index" for part in keys if isinstance(part, list))
+        return index(tensor, key)
+
+    monkeypatch.setattr(torch.Tensor, "__getitem__", indexed)
+    model.render_pixels(features, target, pixels, latent=latent)
+    assert made == []
+
+
+def test_chunks_are_larger_off_the_cpu():
+    on_cpu, on_gpu = (paper.lookups_per_chunk(torch.device(name)) for name in ("cpu", "cuda"))
+    assert on_gpu >= 16 * on_cpu
+
+
+def test_what_inference_made_serves_training_too(model, generator, monkeypatch):
+    pair_index.cache_clear()
+    source, target = random_scene(1, 3, generator)
+    with torch.inference_mode():
+        model.render_pixels(model.encode(source), target, pixels_of(target))
+    assert not pair_index(3, torch.device("cpu")).is_inference()
 
 
 @torch.no_grad()
@@ -346,6 +390,7 @@ def test_too_few_views_and_views_that_the_weights_do_not_fit_are_refused(model, 
         ("ray_heads", 0),
         ("field_layers", 1),
         ("hidden", 0),
+        ("hidden", 1),
         ("view_heads", 0),
         ("published_behaviour", True),
     ],

@@ -126,7 +126,7 @@ def test_stretched_tokens_are_unit_embeddings_interpolated(generator):
 def test_text_tokens_project_onto_the_image_embeddings(generator):
     projection, prompt = normal(generator, 12, 12), normal(generator, 9, 12)
     embeddings = normal(generator, 2, 3, 12)
-    tokens = text_space_tokens(embeddings, projection, prompt)
+    tokens = text_space_tokens(embeddings, torch.linalg.pinv(projection), prompt)
     assert tokens.shape == (2, 4, 12)
     torch.testing.assert_close(tokens[:, 0], prompt[:1].expand(2, -1))
     torch.testing.assert_close(tokens[:, 1:].norm(dim=-1), prompt[1].norm().expand(2, 3))

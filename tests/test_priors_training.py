@@ -1,6 +1,7 @@
 """Training the small prior: both parts move what they should, resuming is exact, bad input is one line."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import torch
 pytest.importorskip("diffusers")
 
 from idnerf.checkpoint import read_tensors
+from idnerf.commands.parsing import call_with
+from idnerf.commands.train_prior import train_prior
 from idnerf.data.image_io import read_image
 from idnerf.data.procedural.config import ProceduralConfig
 from idnerf.data.procedural.files import save_scene
@@ -34,6 +37,8 @@ from idnerf.training.prior_examples import (
 )
 from idnerf.training.prior_scenes import photo_groups, procedural_groups
 from idnerf.training.prior_trainer import PriorTrainerConfig, drop_parts, train_small_prior
+from idnerf.training.state import STATE_FILE, load_state
+from idnerf.training.trainer import TrainingDivergedError
 from idnerf.types import Views
 from tiny_cases import cameras_on_a_wall, photograph_plane, plane_views
 
@@ -255,6 +260,57 @@ def test_a_training_goes_on_from_a_prior_and_keeps_its_autoencoder(run, config, 
         train_small_prior(replace(other, init=str(tmp_path)), torch.device("cpu"))
     with pytest.raises(InputError, match=r"--size: expected at most 48 on the longer side, as --init .*, got 64; give"):
         train_small_prior(replace(other, size=(64, 48)), torch.device("cpu"))
+
+
+class Explode(torch.autograd.Function):
+    """Unchanged forward; the gradient is infinite."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        return gradients[0] * float("inf")
+
+
+def test_a_gradient_that_is_not_finite_spoils_no_checkpoint(config, tmp_path, monkeypatch):
+    from idnerf.training import prior_trainer
+
+    terms = prior_trainer.PriorTraining.unet_terms
+    monkeypatch.setattr(
+        prior_trainer.PriorTraining,
+        "unet_terms",
+        lambda self, step: {"v": Explode.apply(terms(self, step)["v"]) if step == 3 else terms(self, step)["v"]},
+    )
+    place = replace(config, out=tmp_path / "run", measure_every=0)
+    with pytest.raises(TrainingDivergedError, match=r"gradient is not finite at step 3; the last checkpoint stays in"):
+        train_small_prior(place, torch.device("cpu"))
+    assert load_state(tmp_path / "run" / STATE_FILE).step == 3
+    assert all(torch.isfinite(value).all() for value in state(tmp_path / "run", "model/").values())
+
+
+def test_a_resumed_run_finds_its_options_again_and_takes_new_ones(config, tmp_path, capsys, monkeypatch):
+    place = tmp_path / "run"
+    started = replace(config, out=place, measure_every=0, seed=5, augment=False)
+    train_prior(started, "cpu")
+    kept = load_state(place / STATE_FILE).config
+    assert (kept["seed"], kept["augment"], kept["unet_steps"]) == (5, False, 2)
+    arguments = ["--resume", str(place), "--unet-steps", "3", "--device", "cpu"]
+    monkeypatch.chdir(tmp_path)
+    call_with(train_prior, arguments, "idnerf train-prior")
+    again = load_state(place / STATE_FILE)
+    assert again.step == 5 and again.config == {**kept, "unet_steps": 3, "resume": str(place), "out": "runs/prior"}
+    said = capsys.readouterr().err
+    assert "goes on with" in said and "--seed 5" in said and "--unet-steps 3" in said and "--no-augment" in said
+    with pytest.raises(InputError, match=r"--autoencoder-steps: .* was started with 2, got 5"):
+        call_with(train_prior, [*arguments, "--autoencoder-steps", "5"], "idnerf train-prior")
+
+
+def test_a_run_that_does_not_say_how_it_was_started_is_warned_of(run, config, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    train_prior(replace(config, resume=tmp_path / "run"), "cpu")
+    assert "does not say how it was started" in capsys.readouterr().err
 
 
 def test_a_run_is_not_resumed_with_another_autoencoder(run, config):

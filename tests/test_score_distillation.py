@@ -189,6 +189,12 @@ def test_timesteps_stay_in_their_range_and_anneal():
     assert timestep_bounds(GuidanceConfig(timesteps=(1.0, 1.0), last_max_timestep=1.0), 0.0, 50) == (49, 49)
 
 
+def test_the_largest_timestep_stays_where_no_other_is_asked_for():
+    config = GuidanceConfig(timesteps=(0.02, 0.5))
+    assert [timestep_bounds(config, progress, 1000) for progress in (0.0, 0.5, 1.0)] == [(20, 500)] * 3
+    assert timestep_bounds(GuidanceConfig(timesteps=(0.99, 1.0)), 0.5, 1000) == (990, 999)
+
+
 def test_drawn_timesteps_fill_the_range(monkeypatch):
     config = GuidanceConfig(sds_weight=1.0, timesteps=(0.2, 0.3), last_max_timestep=0.25)
     distillation = ScoreDistillation(config, gaussian())

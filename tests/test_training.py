@@ -86,8 +86,8 @@ from idnerf.training.procedural_scenes import (
     shrunk_scene,
 )
 from idnerf.training.run_log import RISE_STEPS, LossWatch
-from idnerf.training.score_distillation import GuidanceConfig
-from idnerf.training.state import STATE_FILE, load_state, save_state
+from idnerf.training.score_distillation import GuidanceConfig, ScoreDistillation
+from idnerf.training.state import STATE_FILE, JudgedStates, load_state, save_state
 from idnerf.training.trainer import (
     BEFORE_RISE,
     Objectives,
@@ -505,6 +505,28 @@ def test_what_was_added_is_trained_where_its_part_is_not(tmp_path):
         freeze_still_parts(model, config)
 
 
+def test_an_extended_run_is_resumed_without_the_weights_it_began_with(tmp_path):
+    """Whether they are gone, or newer ones are in their place that have the added part too."""
+    start = tmp_path / "start.safetensors"
+    IDNeRF(TINY_MODELS["cascade"]).save(start)
+    wider = replace(TINY_MODELS["cascade"], cascade=replace(TINY_CASCADE, cross_view_layers=1))
+    config = tiny_config(tmp_path / "run", model=wider, init=str(start), extend=True, steps=4)
+    config = replace(config, optimizer=OptimizerConfig(encoder_lr=0.0))
+    with pytest.raises(KeyboardInterrupt):
+        train(config, Interrupted(2), [])
+    train(replace(config, out=tmp_path / "whole"), PlaneScenes(), [])
+    shutil.copytree(tmp_path / "run", tmp_path / "again")
+    IDNeRF.extending(start, wider).save(start)
+    train(replace(config, resume=tmp_path / "run"), PlaneScenes(), [])
+    start.unlink()
+    train(replace(config, resume=tmp_path / "again"), PlaneScenes(), [])
+    whole, *resumed = (load_state(tmp_path / name / STATE_FILE) for name in ("whole", "run", "again"))
+    assert whole.added and all("mixing" in name for name in whole.added)
+    for state in resumed:
+        assert all(torch.equal(value, state.model[name]) for name, value in whole.model.items())
+        assert state.added == whole.added
+
+
 def test_a_run_from_before_an_option_is_resumed_without_it(tmp_path):
     """What the run did not know of is off, whatever the preset says today."""
     old = replace(TINY_MODELS["cascade"], cascade=replace(TINY_CASCADE, halvings=0))
@@ -750,6 +772,65 @@ def test_a_loss_that_rises_is_warned_of_and_the_state_from_before_is_kept(
     train(replace(config, resume=tmp_path), PlaneScenes(), [])
 
 
+def test_a_resumed_training_remembers_the_lowest_loss(tmp_path, monkeypatch, capfd, rising_at_step_5):
+    monkeypatch.setattr("idnerf.training.run_log.RISE_STEPS", 1)
+    config = tiny_config(tmp_path, steps=6, save_every=1, log_every=1, loss=rising_at_step_5)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, Interrupted(4), [])
+    state = load_state(tmp_path / STATE_FILE)
+    assert state.step == 4 and state.watch is not None and not state.watch["risen"]
+    train(replace(config, resume=tmp_path), PlaneScenes(), [])
+    shown = capfd.readouterr().err
+    assert shown.count("warning: loss") == 1 and "at step 5" in shown
+    assert load_state(tmp_path / BEFORE_RISE).step == 4
+    assert load_state(tmp_path / STATE_FILE).watch == {"lowest": state.watch["lowest"], "risen": True}
+    again = LossWatch()
+    again.recall(LossWatch().remembered())
+    assert again.lowest == math.inf
+
+
+def test_another_loss_does_not_compare_with_that_before_a_resume(tmp_path, monkeypatch, capfd, rising_at_step_5):
+    monkeypatch.setattr("idnerf.training.run_log.RISE_STEPS", 1)
+    config = tiny_config(tmp_path, steps=3, save_every=1, log_every=1, loss=rising_at_step_5)
+    train(config, PlaneScenes(), [])
+    heavier = replace(config.loss, charbonnier=3.0)
+    train(replace(config, resume=tmp_path, steps=4, loss=heavier), PlaneScenes(), [])
+    assert "warning: loss" not in capfd.readouterr().err
+
+
+def test_a_state_that_was_not_judged_is_not_sound_after_a_resume(tmp_path):
+    path = tmp_path / STATE_FILE
+    states = JudgedStates(path)
+    states.before_save(sound=True)
+    path.write_text("sound")
+    states.before_save(sound=False)
+    path.write_text("not judged")
+    resumed = JudgedStates(path)
+    assert resumed.judged is not None and resumed.judged.read_text() == "sound"
+    resumed.before_save(sound=False)
+    path.write_text("nor this one")
+    assert resumed.judged.read_text() == "sound"
+    resumed.all_sound()
+    assert resumed.judged == path and JudgedStates(path).judged == path
+    assert JudgedStates(tmp_path / "none").judged is None
+
+
+def test_score_distillation_that_rises_is_no_rise_of_the_loss(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("idnerf.training.run_log.RISE_STEPS", 1)
+    monkeypatch.setattr("idnerf.training.objectives.charbonnier", lambda a, b, *_: 0.0 * a.sum() + 1.0)
+    monkeypatch.setattr(
+        ScoreDistillation, "__call__", lambda _, z, source, progress, *__: 0 * z.values.sum() + progress
+    )
+    guidance = GuidanceConfig(sds_weight=1.0, prior=PriorConfig(kind="gaussian"))
+    loss = LossConfig(charbonnier=1.0, mse=0.0)
+    model = with_latent("cascade", "pixel")
+    config = tiny_config(tmp_path, steps=6, log_every=1, model=model, loss=loss, guidance=guidance)
+    train(config, PlaneScenes(), [])
+    assert "warning: loss" not in capfd.readouterr().err and not (tmp_path / BEFORE_RISE).exists()
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert losses[0] == 1 and losses[-1] > 1.6
+
+
 def test_a_folder_with_a_training_is_refused_without_resume(tmp_path):
     config = tiny_config(tmp_path, steps=1)
     train(config, PlaneScenes(), [])
@@ -809,6 +890,14 @@ def test_weights_to_start_from_bring_their_configuration(tmp_path):
     train(tiny_config(tmp_path / "third", init=str(tmp_path / "again"), steps=1), PlaneScenes(), [])
     third = IDNeRF.from_pretrained(tmp_path / "third").metadata
     assert (third["step"], third["training"]["earlier_steps"]) == (1, 3)
+
+
+def test_a_resumed_run_needs_its_encoder_weights_no_more(tmp_path):
+    config = tiny_config(tmp_path / "run", "paper", steps=1)
+    train(config, PlaneScenes(), [])
+    resumed = replace(config, resume=tmp_path / "run", steps=2, encoder_init=tmp_path / "gone.safetensors")
+    train(resumed, PlaneScenes(), [])
+    assert load_state(tmp_path / "run" / STATE_FILE).step == 2
 
 
 def test_encoder_weights_are_for_the_paper_configuration_only(tmp_path):

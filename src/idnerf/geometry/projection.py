@@ -44,6 +44,11 @@ def visible(
     return (depth > 0) & (u >= 0) & (u < size[0]) & (v >= 0) & (v < size[1])
 
 
+def scaled(pixels: Float[Tensor, "*batch 2"], across: float, down: float) -> Float[Tensor, "*batch 2"]:
+    """Each coordinate times a number of its own. A tensor of the two would be copied to a GPU at every call."""
+    return torch.stack([pixels[..., 0] * across, pixels[..., 1] * down], -1)
+
+
 def homography_rays(
     A: Float[Tensor, "*batch 3 3"], pixels: Float[Tensor, "pixel 2"]
 ) -> Float[Tensor, "*batch pixel 3"]:
@@ -122,12 +127,14 @@ class _WeightedTaps(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         taps, weights = ctx.saved_tensors
         (gradient,) = gradients
-        rows = gradient.new_zeros(ctx.rows, gradient.shape[1])
+        # a row gathers many points: a sum in half precision would stop growing
+        dtype = torch.promote_types(gradient.dtype, weights.dtype)
+        rows = gradient.new_zeros(ctx.rows, gradient.shape[1], dtype=dtype)
         parts = zip(*(x.split(POINTS_PER_CHUNK) for x in (gradient, taps, weights)), strict=True)
         for of_points, at, shares in parts:  # the products stay in the cache
             for tap, share in zip(at.unbind(1), shares.unbind(1), strict=True):
                 rows.index_add_(0, tap, of_points * share[:, None])
-        return rows, None, None
+        return rows.to(gradient.dtype), None, None
 
 
 def trilinear_lookup(

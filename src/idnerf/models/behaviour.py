@@ -11,10 +11,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from idnerf.geometry.cameras import crop, invert_rigid
-from idnerf.geometry.projection import project, safe_depth, visible
+from idnerf.geometry.projection import project, safe_depth, scaled, visible
 from idnerf.models.gmflow import CELL_OFFSET
 from idnerf.rendering.sampling import depths_linear
 from idnerf.types import Cameras
+
+
+def stratified(shape: tuple[int, ...], generator: torch.Generator) -> Float[Tensor, "*shape"]:
+    """Where in their bins samples lie, in [0, 1), on the generator's device."""
+    return torch.rand(shape, generator=generator, device=generator.device)
 
 
 class Behaviour:
@@ -31,8 +36,7 @@ class Behaviour:
 
         A cell describes the pixels around its first one, hence the offset.
         """
-        scale = pixels.new_tensor([map_size[0] / image_size[0], map_size[1] / image_size[1]])
-        return (pixels + CELL_OFFSET) * scale
+        return scaled(pixels + CELL_OFFSET, map_size[0] / image_size[0], map_size[1] / image_size[1])
 
     def visible(
         self, pixels: Float[Tensor, "*batch 2"], depth: Float[Tensor, "*batch"], size: tuple[int, int]
@@ -51,7 +55,8 @@ class Behaviour:
         self, cameras: Cameras, rays: int, count: int, generator: torch.Generator | None
     ) -> Float[Tensor, "batch ray sample"]:
         """Depths (z) of the samples, one per bin of equal depth: its middle, or stratified."""
-        return self._at_bins(cameras, self._inside_bins((*cameras.shape, rays, count), generator, 0.5), count)
+        inside = 0.5 if generator is None else stratified((*cameras.shape, rays, count), generator)
+        return self._at_bins(cameras, inside, count, count).expand(-1, rays, -1)
 
     def frame_coordinates(
         self, points: Float[Tensor, "batch point 3"], cameras: Cameras
@@ -82,18 +87,12 @@ class Behaviour:
         weights = weights + 1e-6
         return (weights * depths).sum(-1) / weights.sum(-1)
 
-    def _inside_bins(
-        self, shape: tuple[int, ...], generator: torch.Generator | None, default: float
-    ) -> Float[Tensor, "*shape"]:
-        if generator is None:
-            return torch.full(shape, default)
-        return torch.rand(shape, generator=generator, device=generator.device)
-
     def _at_bins(
-        self, cameras: Cameras, inside: Float[Tensor, "batch ray sample"], bins: int
-    ) -> Float[Tensor, "batch ray sample"]:
-        index = torch.arange(inside.shape[-1], device=cameras.device)
-        fraction = (index + inside.to(cameras.device)) / bins
+        self, cameras: Cameras, inside: float | Float[Tensor, "batch ray sample"], count: int, bins: int
+    ) -> Float[Tensor, "batch #ray sample"]:
+        """Depths of ``count`` samples, each so far ``inside`` its bin, in [0, 1]."""
+        inside = inside.to(cameras.device) if isinstance(inside, Tensor) else inside
+        fraction = (torch.arange(count, device=cameras.device) + inside) / bins
         near, far = cameras.near[:, None, None], cameras.far[:, None, None]
         return near + fraction * (far - near)
 
@@ -115,7 +114,7 @@ class PublishedBehaviour(Behaviour):
     ) -> Float[Tensor, "*batch 2"]:
         """First and last pixel centres fall on first and last cell centres (``align_corners``)."""
         steps = [(cells - 1) / (size - 1) for cells, size in zip(map_size, image_size, strict=True)]
-        return (pixels - 0.5) * pixels.new_tensor(steps) + 0.5
+        return scaled(pixels - 0.5, *steps) + 0.5
 
     def visible(
         self, pixels: Float[Tensor, "*batch 2"], depth: Float[Tensor, "*batch"], size: tuple[int, int]
@@ -136,15 +135,16 @@ class PublishedBehaviour(Behaviour):
         """Near to far, both included; stratified samples may lie up to one step beyond far."""
         if generator is None:
             return depths_linear(cameras.near, cameras.far, count)[:, None].expand(-1, rays, -1)
-        return self._at_bins(cameras, self._inside_bins((*cameras.shape, rays, count), generator, 0.0), count - 1)
+        return self._at_bins(cameras, stratified((*cameras.shape, rays, count), generator), count, count - 1)
 
     def frame_coordinates(
         self, points: Float[Tensor, "batch point 3"], cameras: Cameras
     ) -> Float[Tensor, "batch point 3"]:
         """Pixels as a fraction of the image, and depth as a fraction of near to far."""
         pixels, depth = project(points, cameras)
-        span = pixels.new_tensor([cameras.width - 1, cameras.height - 1])
-        return torch.cat([(pixels - 0.5) / span, self._depth_fraction(depth[..., None], cameras)], -1)
+        u, v = (pixels - 0.5).unbind(-1)
+        of_image = torch.stack([u / (cameras.width - 1), v / (cameras.height - 1)], -1)
+        return torch.cat([of_image, self._depth_fraction(depth[..., None], cameras)], -1)
 
     def attention_masks(
         self, seen_by: Float[Tensor, "*ray sample"]

@@ -134,8 +134,14 @@ class CascadeConfig:
                     raise InputError(f"--model.cascade.{flag(name)}: expected 0 or more, got {value}")
                 continue
             widths = value if isinstance(value, list | tuple) else [value]
-            if not widths or min(widths) < 1:
-                raise InputError(f"--model.cascade.{flag(name)}: expected 1 or more, got {value}")
+            least = 2 if name == "token_width" else 1  # density comes from half of a token
+            if not widths or min(widths) < least:
+                raise InputError(f"--model.cascade.{flag(name)}: expected {least} or more, got {value}")
+        if self.cross_view_layers and self.pyramid_widths[3] % 4:
+            raise InputError(
+                "--model.cascade.pyramid-widths: expected a multiple of 4 as the fourth number with "
+                f"--model.cascade.cross-view-layers, got {self.pyramid_widths[3]}"
+            )
         for part in ("coarse", "middle", "fine"):
             channels, groups = getattr(self, f"{part}_channels"), getattr(self, f"{part}_groups")
             if channels % groups:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from idnerf.errors import InputError
 from idnerf.geometry.cameras import crop, invert_rigid
 from idnerf.geometry.precision import full_precision
-from idnerf.geometry.projection import bilinear_lookup, project, visible
+from idnerf.geometry.projection import bilinear_lookup, project, scaled, visible
 from idnerf.geometry.rays import image_rays, inverse_intrinsics, pixel_centers, rays_at_pixels
 from idnerf.models.view_matching import masked_mean_and_variance
 from idnerf.rendering.opponent_axes import OPPONENT_AXES, OPPONENT_DEVIATIONS
@@ -83,7 +83,8 @@ class TargetLatent:
         """Bilinear values at pixels (centres at +0.5) of a crop or another size of the same target cameras."""
         homogeneous = F.pad(pixels, (0, 1), value=1.0)
         moved = homogeneous @ (self.cameras.K @ inverse_intrinsics(target.K)).transpose(-1, -2)
-        cells = moved[..., :2] * moved.new_tensor([a / b for a, b in zip(self.size, self.cameras.size, strict=True)])
+        across, down = (cells / pixels for cells, pixels in zip(self.size, self.cameras.size, strict=True))
+        cells = scaled(moved[..., :2], across, down)
         return bilinear_lookup(self.values.permute(0, 2, 3, 1).contiguous(), cells)
 
 
@@ -245,8 +246,8 @@ class FrustumLatentInference(nn.Module):
         batch, view = source.shape
         cameras, (across, down) = latent_cameras(target, self.size)
         source, cameras_here = relative_cameras(source, cameras), relative_cameras(cameras[:, None], cameras)[:, 0]
-        cell = maps.new_tensor([cameras.width / across, cameras.height / down])
-        pixels = (pixel_centers((across, down), maps.device).flatten(0, 1) * cell).expand(batch, -1, 2)
+        centers = pixel_centers((across, down), maps.device).flatten(0, 1)
+        pixels = scaled(centers, cameras.width / across, cameras.height / down).expand(batch, -1, 2)
         rays = rays_at_pixels(cameras_here, pixels)
         depths = 1 / inverse_depth_planes(cameras_here.near, cameras_here.far, self.planes)
         points = rays.directions[:, None] * (depths[..., None] / rays.cos[:, None])[..., None]
@@ -268,7 +269,8 @@ class FrustumLatentInference(nn.Module):
         own = torch.cat([rays.origins, rays.directions], -1).transpose(1, 2).unflatten(-1, (down, across))
         colour = self.agreed_colour(colours, seen).transpose(1, 2).unflatten(-1, (down, across))
         x = self.target(torch.cat([merged, own, colour], 1))
-        return TargetLatent(self.head(torch.cat([x, colour], 1)), cameras)
+        values = self.head(torch.cat([x, colour], 1)).float()  # also under bfloat16: score distillation compares them
+        return TargetLatent(values, cameras)
 
     def agreed_colour(
         self, colours: Float[Tensor, "batch view point 3"], seen: Bool[Tensor, "batch view point"]

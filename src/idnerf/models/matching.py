@@ -4,6 +4,7 @@ MatchNeRF (arXiv 2304.12294), section 3.2. Points are a flat axis; the matching 
 its width does not depend on the number of views.
 """
 
+import functools
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,6 +22,13 @@ from idnerf.types import Cameras
 
 CACHED_POINTS = 2048
 """Points whose 128 channels (1 MB) stay in a core's cache from one operation to the next."""
+
+
+@functools.cache
+def pair_index(views: int, device: torch.device) -> Int[Tensor, "pair 2"]:
+    """The pairs of ``views`` as an index, made once on each device: every chunk of rays asks for it."""
+    with torch.inference_mode(False):  # else no training could use what a rendering had made
+        return torch.tensor(view_pairs(views), device=device)
 
 
 @dataclass(frozen=True)
@@ -208,8 +216,7 @@ def pair_similarities(
             products = None if maps.products is None else maps.products[level]
             similarities.append(_similarities_by_taps(scale, products, *reprojection.taps[level], count))
         else:
-            pairs = torch.tensor(view_pairs(reprojection.pixels.shape[1]), device=scale.device)
-            of_pairs = reprojection.pixels[:, pairs]
+            of_pairs = reprojection.pixels[:, pair_index(reprojection.pixels.shape[1], scale.device)]
             size = (scale.shape[4], scale.shape[3])
             features = lookup_pairs(scale, behaviour.map_positions(of_pairs, maps.padded_size, size))
             similarities.append(groupwise_cosine(features[:, :, 0], features[:, :, 1], count))
@@ -264,8 +271,8 @@ def matching_cue(
     pass.
     """
     visible = reprojection.visible
-    first, second = (list(members) for members in zip(*view_pairs(visible.shape[1]), strict=True))
-    weights = behaviour.pair_weights(visible[:, first], visible[:, second])
+    first, second = visible[:, pair_index(visible.shape[1], visible.device)].unbind(2)
+    weights = behaviour.pair_weights(first, second)
     kernels = gradients.chosen(*maps.scales, reprojection.pixels)
     if kernels is not None:
         cues = []

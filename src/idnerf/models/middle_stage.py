@@ -137,7 +137,7 @@ class MiddleStage(nn.Module):
             inner = torch.arange(1, bins, device=histogram.device).expand(*histogram.shape[:2], -1)
             found = sample_histogram(histogram, torch.cat([where, inner], -1) / bins)
             looked_at, inner = found.split([bins, bins - 1], -1)
-            ends = torch.zeros_like(inner[..., :1]), torch.ones_like(inner[..., :1])
+            ends = torch.zeros_like(where[..., :1]), torch.ones_like(where[..., :1])
             edges = torch.cat([ends[0], inner, ends[1]], -1)
         return edges.transpose(1, 2).unflatten(-1, size), looked_at.transpose(1, 2).unflatten(-1, size)
 

@@ -50,6 +50,8 @@ from idnerf.types import Cameras, Rays, RenderOutput, Views
 
 LOOKUPS_PER_CHUNK = 6 * 16384
 """Feature lookups of one scale made at once when rendering images: 16,384 points for the 6 maps of 3 views."""
+LOOKUPS_PER_CHUNK_ON_GPU = 32 * LOOKUPS_PER_CHUNK
+"""The same on a GPU, which has no such cache to stay in and is slow to be told of small pieces: 1.6 GB of features."""
 LOOKUPS_PER_TRAINING_CHUNK = 6 * 8192
 """The same in a training step on the CPU, where every chunk is computed again in the backward pass, so that no more
 than its samples (some 20 kB each) are kept, and of all samples what the views show there (0.1 to 0.4 kB each)."""
@@ -121,6 +123,8 @@ class PaperConfig:
         for name in COUNTS:
             if getattr(self, name) < 1:
                 raise InputError(f"{flag(name)}: expected 1 or more, got {getattr(self, name)}")
+        if self.hidden < 2:
+            raise InputError(f"{flag('hidden')}: expected 2 or more, got {self.hidden}; colour comes from half of it")
         if self.num_views < 2:
             raise InputError(f"{flag('num_views')}: expected 2 or more, got {self.num_views}; matching needs two views")
         if self.published_behaviour and self.view_aggregation != "concatenate":
@@ -306,7 +310,7 @@ class PaperModel(nn.Module):
         batch, views = features.cameras.shape
         latent = self.infer_latent(features, target) if latent is None else latent
         pixels = pixel_centers(target.size, target.device).reshape(1, -1, 2).expand(batch, -1, -1)
-        chunks = pixels.split(self._rays_per_chunk(batch, views, LOOKUPS_PER_CHUNK), dim=1)
+        chunks = pixels.split(self._rays_per_chunk(batch, views, lookups_per_chunk(target.device)), dim=1)
         parts = [self.render_pixels(features, target, chunk, latent=latent) for chunk in chunks]
         image = (target.height, target.width)
         return RenderOutput(
@@ -404,6 +408,11 @@ class PaperModel(nn.Module):
         ]
         colours, raw = zip(*pieces, strict=True)
         return torch.cat(colours), torch.cat(raw)
+
+
+def lookups_per_chunk(device: torch.device) -> int:
+    """Feature lookups of one scale made at once when rendering images."""
+    return LOOKUPS_PER_CHUNK if device.type == "cpu" else LOOKUPS_PER_CHUNK_ON_GPU
 
 
 def samples_of(rays: Rays, depths: Float[Tensor, "batch ray sample"]) -> Float[Tensor, "batch ray sample 3"]:

@@ -24,7 +24,7 @@ def stretched_tokens(
 
 def text_space_tokens(
     embeddings: Float[Tensor, "batch token embedding"],
-    projection: Float[Tensor, "embedding hidden"],
+    inverse_projection: Float[Tensor, "hidden embedding"],
     empty_prompt: Float[Tensor, "prompt_token hidden"],
 ) -> Float[Tensor, "batch token_and_start hidden"]:
     """Text hidden states that CLIP would project onto the image embeddings: `text`.
@@ -34,10 +34,10 @@ def text_space_tokens(
     empty prompt's end token. The prompt's start token goes before, as every text U-Net has seen it.
 
     Args:
-        projection: W.
+        inverse_projection: W^+, the pseudo-inverse of W.
         empty_prompt: hidden states: start, end, padding.
     """
-    hidden = embeddings @ torch.linalg.pinv(projection).T
+    hidden = embeddings @ inverse_projection.T
     hidden = F.normalize(hidden, dim=-1) * empty_prompt[1].norm()
     return torch.cat([empty_prompt[:1].expand(len(hidden), -1, -1), hidden], 1)
 

@@ -19,13 +19,28 @@ from idnerf.types import Batch, Cameras, Views, stack_cameras
 
 @dataclass(frozen=True)
 class Example:
-    """One scene's part of a batch: whole images; ``depth`` is 0 where unknown, ``seen`` counts sources."""
+    """One scene's part of a batch: whole images; ``depth`` is 0 where unknown, ``seen`` counts sources.
+
+    ``whole`` is the camera that the target was cut from; None where it is whole itself.
+    """
 
     source: Views
     target: Views
     depth: Float[Tensor, "height width"] | None
     seen: Float[Tensor, "height width"] | None
     scene: str
+    whole: Cameras | None = None
+
+
+@dataclass(frozen=True)
+class TileBatch(Batch):
+    """A batch of tiles, and ``whole``: [batch] the cameras that they were cut from."""
+
+    whole: Cameras
+
+    def to(self, device: torch.device | str) -> "TileBatch":
+        moved = super().to(device)
+        return TileBatch(moved.source, moved.target, moved.depth, moved.seen, moved.scenes, self.whole.to(device))
 
 
 @runtime_checkable  # so that the tests can check it
@@ -108,6 +123,7 @@ def cut_tile(example: Example, size: tuple[int, int], generator: torch.Generator
         None if example.depth is None else example.depth[window],
         None if example.seen is None else example.seen[window],
         example.scene,
+        cameras,
     )
 
 
@@ -156,7 +172,7 @@ def stack_examples(examples: list[Example]) -> Batch:
         parts = [getattr(example, name) for example in examples]
         return None if any(part is None for part in parts) else torch.stack(parts)
 
-    return Batch(
+    batch = Batch(
         source=Views(
             torch.stack([e.source.images for e in examples]), stack_cameras([e.source.cameras for e in examples])
         ),
@@ -167,6 +183,10 @@ def stack_examples(examples: list[Example]) -> Batch:
         seen=stack("seen"),
         scenes=tuple(e.scene for e in examples),
     )
+    whole = [e.whole for e in examples if e.whole is not None]
+    if len(whole) < len(examples):
+        return batch
+    return TileBatch(batch.source, batch.target, batch.depth, batch.seen, batch.scenes, stack_cameras(whole))
 
 
 def bounds_from_sources(target: Cameras, source: Cameras) -> Cameras:

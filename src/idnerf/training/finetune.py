@@ -26,6 +26,7 @@ from idnerf.data.view_selection import nearest_indices, spread_indices
 from idnerf.errors import InputError
 from idnerf.geometry.cameras import crop
 from idnerf.geometry.trajectories import rotate_between
+from idnerf.models.cascade import Cascade
 from idnerf.models.idnerf import IDNeRF
 from idnerf.priors.prior import load_prior
 from idnerf.training.examples import Example, bounds_from_sources, cut_tile, draw_int, seeded, stack_examples
@@ -221,7 +222,7 @@ def rotate(
     """
     share = config.minutes * 60 / (len(splits) + 1)
     total = config.steps * (len(splits) + 1)
-    runs, stopped = [], ""
+    scores, stopped = [], ""
     for number, split in enumerate(splits):
         run = Run(copy.deepcopy(model), photos, split, config, num_sources, guidance)
 
@@ -230,9 +231,10 @@ def rotate(
                 progress(number * config.steps + done, total)
 
         stopped = run.until_best(start + share * (number + 1), update)
-        runs.append(run)
-    common = sorted(set.intersection(*(set(run.scores) for run in runs)))
-    curve = tuple((step, mean(mean(run.scores[step]) for run in runs)) for step in common)
+        scores.append(run.scores)
+        del run  # its weights, their average and its moments: one training's at a time
+    common = sorted(set.intersection(*map(set, scores)))
+    curve = tuple((step, mean(mean(of_split[step]) for of_split in scores)) for step in common)
     best = max(curve, key=lambda entry: (entry[1], -entry[0]))[0]
     if best > 0:
         everyone = Split(splits[0].sources, splits[0].sources, splits[0].sources)
@@ -247,8 +249,8 @@ def rotate(
         best = last.best_step
     model.eval()
     return Refinement(
-        before=tuple(run.scores[0][0] for run in runs),
-        after=tuple(run.scores[best][0] for run in runs),
+        before=tuple(of_split[0][0] for of_split in scores),
+        after=tuple(of_split[best][0] for of_split in scores),
         scored=tuple(split.held_out[0] for split in splits),
         best_step=best,
         curve=curve,
@@ -335,9 +337,12 @@ class Run:
     def guide(
         self, guidance: ScoreDistillation, source: Views, generator: torch.Generator, device_generator: torch.Generator
     ) -> Float[Tensor, ""]:
-        """Score distillation of the latent at a camera that no photo was taken from; a window of it for the cascade."""
+        """Score distillation of the latent at a camera that no photo was taken from.
+
+        A window of it for the cascade, whose latent is local, unless all of it is read at once (`global`).
+        """
         target = unseen_camera(self.photos.cameras, self.split.sources, generator)
-        if self.model.config.configuration == "cascade":
+        if isinstance(self.model.core, Cascade) and self.model.core.config.latent_query != "global":
             size = min(self.config.tile[0], target.width), min(self.config.tile[1], target.height)
             left, top = (draw_int(0, b - a, generator) for a, b in zip(size, target.size, strict=True))
             target = crop(target, left, top, size)

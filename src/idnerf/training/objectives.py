@@ -13,12 +13,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from idnerf.errors import InputError
-from idnerf.models.cascade import Cascade, Quality
+from idnerf.models.cascade import Cascade, CascadeFeatures, Quality
 from idnerf.models.enlargement import enlarged
 from idnerf.models.frustum_volume import FrustumVolume
 from idnerf.models.idnerf import IDNeRF
 from idnerf.models.latent import TargetLatent
 from idnerf.models.paper import PaperModel
+from idnerf.training.examples import TileBatch
 from idnerf.training.losses import (
     Weights,
     bin_cross_entropy,
@@ -101,7 +102,9 @@ def cascade_objective(
 ) -> Objective:
     """Every target pixel of the tile; exact depth on the coarse distribution and on the expected position."""
     target = batch.target.cameras
-    output = core(core.encode(batch.source), target, quality=quality, generator=generator)
+    features = core.encode(batch.source)
+    latent = latent_of_whole(core, features, batch)
+    output = core(features, target, quality=quality, latent=latent, generator=generator)
     truth, rgb = batch.target.images, output.render.rgb
     height, width = target.height, target.width
     mse = mean_squared_error(rgb, truth)
@@ -142,6 +145,16 @@ def cascade_objective(
         scale_map = output.error_scale[:, :height, :width]
         terms["confidence"] = config.confidence * laplace_negative_log_likelihood(error, scale_map)
     return Objective(terms, mse.detach(), rays=rgb.shape[0] * height * width, latent=output.latent)
+
+
+def latent_of_whole(core: Cascade, features: CascadeFeatures, batch: Batch) -> TargetLatent | None:
+    """The latent of the target that the batch's tile was cut from, where all of it is read, as rendering reads it.
+
+    None where the tile has its own: at a pixel it is the same, and cheaper.
+    """
+    if core.config.latent_query != "global" or not isinstance(batch, TileBatch):
+        return None
+    return core.infer_latent(features, batch.whole)
 
 
 def colour_weights(batch: Batch, config: LossConfig) -> Weights | None:

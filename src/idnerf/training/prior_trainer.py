@@ -8,6 +8,7 @@ Like every training here, a step is a function of (seed, step): a run that is re
 """
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -48,12 +49,13 @@ STATISTICS_GROUPS = 32
 
 @dataclass(frozen=True)
 class PriorTrainerConfig:
-    """Train the small latent diffusion prior; needs the extra `prior` (`pip install "idnerf[prior]"`)."""
+    """Train the small latent diffusion prior; needs the extra `prior` (`pip install '.[prior]'` in a checkout)."""
 
     out: Path = Path("runs/prior")
     """Run folder: `prior/` in diffusers' format, training state, log, pictures."""
     resume: Path | None = None
-    """Run folder to continue, with the options it was started with."""
+    """Run folder to continue; its options are found again, and those given here change them: all that are not the
+    usual ones."""
     init: str | None = None
     """Small prior to go on from, a folder or `default` (the package's): its autoencoder and sizes are kept, whatever
     `--sizes` and `--autoencoder-steps` say, and all steps are the U-Net's."""
@@ -169,11 +171,18 @@ def require(holds: bool, name: str, expected: str, got: Any) -> None:
         raise InputError(f"--{name.replace('_', '-')}: expected {expected}, got {got}")
 
 
-def train_small_prior(config: PriorTrainerConfig, device: torch.device) -> Path:
+def train_small_prior(
+    config: PriorTrainerConfig, device: torch.device, options: Mapping[str, Any] | None = None
+) -> Path:
     """Train; returns the run folder.
 
+    Args:
+        config: the training.
+        device: where it runs.
+        options: kept with the training state for whoever resumes it (``TrainingState.options``).
+
     Raises:
-        TrainingDivergedError: the loss is not finite.
+        TrainingDivergedError: the loss or its gradient is not finite.
         InputError: data that cannot be read, a run that cannot be resumed, or a missing extra.
     """
     if config.threads:
@@ -201,13 +210,13 @@ def train_small_prior(config: PriorTrainerConfig, device: torch.device) -> Path:
         begun = state.config.get("autoencoder_steps")
         if begun != config.autoencoder_steps:  # it says where the U-Net's steps begin
             raise InputError(f"--autoencoder-steps: {run} was started with {begun}, got {config.autoencoder_steps}")
-        if state.config.get("init") != config.init:  # so does this
-            begun = state.config.get("init")
+        begun = state.config.get("init")
+        if not same_prior(begun, config.init):  # so does this
             raise InputError(f"--init: {run} was started with {begun or 'none'}, got {config.init or 'none'}")
         restore(state, networks, ema, optimizer)
-        start = state.step
+        start, options = state.step, options or state.options
     groups, held_out = make_groups(config)
-    training = PriorTraining(config, networks, ema, optimizer, groups, held_out, run)
+    training = PriorTraining(config, networks, ema, optimizer, groups, held_out, run, options)
     total = config.first_steps + config.unet_steps
     log = RunLog(run, total, start)
     try:
@@ -216,6 +225,13 @@ def train_small_prior(config: PriorTrainerConfig, device: torch.device) -> Path:
     finally:
         log.close()
     return run
+
+
+def same_prior(first: str | None, second: str | None) -> bool:
+    """Whether two values of `--init` say the same; folders may be named from anywhere."""
+    if first is None or second is None:
+        return first == second
+    return Path(first).absolute() == Path(second).absolute()
 
 
 def make_groups(config: PriorTrainerConfig) -> tuple[ViewGroups, ViewGroups]:
@@ -249,9 +265,10 @@ class PriorTraining:
         groups: ViewGroups,
         held_out: ViewGroups,
         run: Path,
+        options: Mapping[str, Any] | None = None,
     ):
         self.config, self.networks, self.ema, self.optimizer = config, networks, ema, optimizer
-        self.groups, self.held_out, self.run = groups, held_out, run
+        self.groups, self.held_out, self.run, self.options = groups, held_out, run, options
         self.device = ema["tokens.empty"].device
         self.alphas_cumprod = new_schedule().alphas_cumprod.to(self.device)
         self.encoded: EncodedGroups | None = None
@@ -273,7 +290,11 @@ class PriorTraining:
                 f"the loss is not finite at step {step}; the last checkpoint stays in {self.run}"
             )
         loss.backward()
-        nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)
+        norm = nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)
+        if not torch.isfinite(norm):  # a step would spoil the weights that are about to be saved
+            raise TrainingDivergedError(
+                f"the gradient is not finite at step {step}; the last checkpoint stays in {self.run}"
+            )
         self.optimizer.step()
         update_ema(self.ema, self.networks, c.ema_decay, within)
         done, last = step + 1, within + 1 == steps
@@ -284,7 +305,7 @@ class PriorTraining:
         if done % c.log_every == 0 or last:
             log.numbers(done, self.take(), "autoencoder" if first else "unet")
         if done % c.save_every == 0 or last:
-            save_state(self.run / STATE_FILE, done, self.networks, self.ema, self.optimizer, plain(c))
+            save_state(self.run / STATE_FILE, done, self.networks, self.ema, self.optimizer, plain(c), self.options)
             save_small_prior(self.averaged(), c.sizes, self.run / "prior")
         if c.measure_every and (done % c.measure_every == 0 or last):
             log.numbers(done, self.measure(done, unet=not first), "held_out")

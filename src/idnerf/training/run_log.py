@@ -1,8 +1,10 @@
 """Where a training's numbers go: TensorBoard, a line of JSON per entry, and a progress bar on a terminal."""
 
 import json
+import math
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,8 @@ RISE_STEPS = 100
 class LossWatch:
     """Notices a loss that rises again, as after a step that was too large: it may take thousands of steps back.
 
+    It is to be told the loss without score distillation: that term rises by itself with its weight and its timesteps.
+
     Attributes:
         latest, lowest: mean losses over ``RISE_STEPS`` steps or more.
         calm: whether all steps told so far are judged, and the last ones are not of a rise.
@@ -70,6 +74,15 @@ class LossWatch:
         self.latest = self.lowest = float("inf")
         self.risen, self.calm = False, False
         self._sum = self._steps = 0.0
+
+    def remembered(self) -> dict[str, Any]:
+        """What a resumed training must know of the steps before, as JSON values."""
+        return {"lowest": self.lowest if math.isfinite(self.lowest) else None, "risen": self.risen}
+
+    def recall(self, remembered: Mapping[str, Any]) -> None:
+        """Go on from what was ``remembered``."""
+        self.lowest = float("inf") if remembered["lowest"] is None else remembered["lowest"]
+        self.risen = remembered["risen"]
 
     def rises(self, loss: float, steps: int) -> bool:
         """Whether the rise began with these ``steps``, of this mean loss."""

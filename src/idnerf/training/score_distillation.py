@@ -40,8 +40,9 @@ class GuidanceConfig:
     predicted clean latent; `uniform` 1."""
     timesteps: tuple[float, float] = (0.02, 0.98)
     """Smallest and largest timestep, as shares of the prior's."""
-    last_max_timestep: float = 0.98
-    """Largest timestep at the end of the training; it moves there linearly from the start (annealing)."""
+    last_max_timestep: float | None = None
+    """Largest timestep at the end of the training; it moves there linearly from the start (annealing). None: it stays
+    that of `--guidance.timesteps`."""
     warmup: float = 0.0
     """Share of the training over which the weight rises from 0."""
 
@@ -53,7 +54,7 @@ class GuidanceConfig:
         low, high = self.timesteps
         if not 0 <= low <= high <= 1:
             raise InputError(f"--guidance.timesteps: expected 0 <= smallest <= largest <= 1, got {low} {high}")
-        if not low <= self.last_max_timestep <= 1:
+        if self.last_max_timestep is not None and not low <= self.last_max_timestep <= 1:
             raise InputError(f"--guidance.last-max-timestep: expected {low} to 1, got {self.last_max_timestep}")
         if not 0 <= self.warmup <= 1:
             raise InputError(f"--guidance.warmup: expected a share in [0, 1], got {self.warmup}")
@@ -126,7 +127,8 @@ def timestep_weight(weighting: Weighting, abar: Float[Tensor, "batch"]) -> Float
 def timestep_bounds(config: GuidanceConfig, progress: float, num_timesteps: int) -> tuple[int, int]:
     """Smallest and largest timestep drawn at ``progress`` in [0, 1], both included."""
     low, high = config.timesteps
-    high = high + (config.last_max_timestep - high) * progress
+    if config.last_max_timestep is not None:
+        high = high + (config.last_max_timestep - high) * progress
     last = num_timesteps - 1
     first = min(int(low * num_timesteps), last)
     return first, max(first, min(int(high * num_timesteps), last))

@@ -1,7 +1,7 @@
 """Training state on disk: weights, their average and AdamW's moments in one file, so that they never disagree."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ class TrainingState:
     """What the next step needs. All randomness is a function of (seed, step), so the step is the random state.
 
     ``options`` is what the command line wants to find again (``commands/train.py``); empty if it did not start the run.
-    ``origin`` is what the weights say of their training; None in states of earlier versions.
+    ``origin`` is what the weights say of their training, ``added`` names the parameters that `--extend` added to other
+    weights, and ``watch`` is what a ``LossWatch`` remembers: each None in states of earlier versions.
     """
 
     step: int
@@ -30,6 +31,8 @@ class TrainingState:
     config: dict[str, Any]
     options: dict[str, Any] = field(default_factory=dict)
     origin: dict[str, Any] | None = None
+    added: list[str] | None = None
+    watch: dict[str, Any] | None = None
 
 
 def save_state(
@@ -41,14 +44,18 @@ def save_state(
     config: dict[str, Any],
     options: Mapping[str, Any] | None = None,
     origin: Mapping[str, Any] | None = None,
+    *,
+    added: Iterable[str] = (),
+    watch: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write everything as one file, atomically."""
+    """Write everything as one file, atomically; see ``TrainingState``."""
     tensors = {f"model/{k}": v for k, v in model.state_dict().items()}
     tensors |= {f"ema/{k}": v for k, v in ema.items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"moments/{name}/{key}"] = value if isinstance(value, Tensor) else torch.tensor(float(value))
     metadata = {"step": step, "train_config": config, "options": dict(options or {}), "origin": origin}
+    metadata |= {"added": sorted(added), "watch": watch}
     write_tensors(path, {k: v.clone() for k, v in tensors.items()}, metadata)
 
 
@@ -69,18 +76,23 @@ def load_state(path: Path) -> TrainingState:
         metadata["train_config"],
         metadata.get("options", {}),
         metadata.get("origin"),
+        metadata.get("added"),
+        metadata.get("watch"),
     )
 
 
 class JudgedStates:
     """Keeps the last training state whose steps are all known to be sound, while later ones are not judged yet.
 
-    ``judged`` is where ``path`` holds such a state, or a copy beside it does; None where there is none.
+    ``judged`` is where ``path`` holds such a state, or a copy beside it does; None where there is none. A copy that an
+    interrupted training left says that the state at ``path`` was not judged yet.
     """
 
     def __init__(self, path: Path) -> None:
         self.path, self.copy = path, path.with_name(f"{path.name}.judged")
-        self.judged = path if path.exists() else None
+        self.judged = None
+        if path.exists():
+            self.judged = self.copy if self.copy.exists() else path
 
     def before_save(self, *, sound: bool) -> None:
         """The state at ``path`` will be written over by one whose steps are known to be ``sound``, or not yet."""

@@ -52,6 +52,8 @@ from idnerf.types import Batch
 
 BEFORE_RISE = "before_rise.safetensors"
 """Copy of the last training state before the loss first rose."""
+DISTILLATION = "score_distillation"
+"""Name of that loss term."""
 
 
 class TrainingDivergedError(RuntimeError):
@@ -172,7 +174,7 @@ def train(
     state = None if config.resume is None else load_state(run / STATE_FILE)
     model = start_model(config, state)
     config = dataclasses.replace(config, model=model.config)  # weights to start from bring their own
-    if config.encoder_init is not None:
+    if config.encoder_init is not None and state is None:  # a state brings its own
         start_encoder(model, config.encoder_init)
     guidance = start_guidance(config, model, fabric.device)
     freeze_still_parts(model, config.optimizer, model.added)
@@ -193,6 +195,8 @@ def train(
     settings = plain(config)
     if state is not None:
         options = options or state.options
+        if state.watch and state.config.get("loss") == settings["loss"]:  # else the losses do not compare
+            watch.recall(state.watch)
     origin = state.origin if state and state.origin else provenance(config, data, fabric.world_size)
     try:
         for step, batch in zip(range(start, config.steps), load_batches(config, scenes, start, fabric), strict=True):
@@ -214,13 +218,24 @@ def train(
             if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
                 count, values = window.steps, window.take()
                 log.numbers(step + 1, values, "train")
-                if watch.rises(values["loss"], count):
+                if watch.rises(values["loss"] - values.get(DISTILLATION, 0.0), count):
                     log.warn(risen(watch, step + 1, run, states.judged if fabric.is_global_zero else None))
                 elif watch.calm and fabric.is_global_zero:
                     states.all_sound()
             if ((step + 1) % config.save_every == 0 or step + 1 == config.steps) and fabric.is_global_zero:
                 states.before_save(sound=watch.calm and (step + 1) % config.log_every == 0)
-                save_state(run / STATE_FILE, step + 1, model, ema, optimizer.optimizer, settings, options, origin)
+                save_state(
+                    run / STATE_FILE,
+                    step + 1,
+                    model,
+                    ema,
+                    optimizer.optimizer,
+                    settings,
+                    options,
+                    origin,
+                    added=model.added,
+                    watch=watch.remembered(),
+                )
                 save_weights(run / "weights.safetensors", model, ema, step + 1, origin)
             due = config.validate_every and ((step + 1) % config.validate_every == 0 or step + 1 == config.steps)
             if due and validated and fabric.is_global_zero:
@@ -308,7 +323,9 @@ def start_model(config: TrainerConfig, state: TrainingState | None = None) -> ID
     """
     if state is not None:
         model = IDNeRF(model_config_of(state, None if config.init and not config.extend else config.model))
-        if config.extend:
+        if state.added is not None:
+            model.added = frozenset(state.added)
+        elif config.extend:
             assert config.init is not None
             model.added = frozenset(set(model.state_dict()) - set(read_weights(config.init)[1]))
     elif config.init is None:
@@ -389,7 +406,7 @@ class Objectives(torch.nn.Module):
             # a generator of its own: the rest of the step draws the same numbers with and without guidance
             own = torch.Generator(device).manual_seed(seeded(self.config.seed, step, 2 + rank, 1).initial_seed())
             progress = step / self.config.steps
-            terms = {**terms, "score_distillation": self.guidance(result.latent, batch.source, progress, own)}
+            terms = {**terms, DISTILLATION: self.guidance(result.latent, batch.source, progress, own)}
         return terms, result.mse, result.rays
 
 
