@@ -161,11 +161,12 @@ def test_pushed_weights_come_back_bit_for_bit(hub):
     assert {path.suffix for path in (hub.folder / "me" / "walls").iterdir()} == {".safetensors", ".json", ".md"}
 
 
-def test_a_revision_is_asked_for(monkeypatch, weights):
+@pytest.mark.parametrize("revision", ["v2", "refs/pr/1"])
+def test_a_revision_is_asked_for(monkeypatch, weights, revision):
     asked = []
     monkeypatch.setattr("idnerf.hub.hf_hub_download", lambda *a, **k: (asked.append((a, k)), str(weights))[1])
-    IDNeRF.from_pretrained("me/walls@v2", token="t")
-    assert asked == [(("me/walls", "weights.safetensors"), {"token": "t", "revision": "v2"})]
+    IDNeRF.from_pretrained(f"me/walls@{revision}", token="t")
+    assert asked == [(("me/walls", "weights.safetensors"), {"token": "t", "revision": revision})]
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,33 @@ def test_orbits_of_wide_rings_keep_to_the_ring(reach):
     torch.testing.assert_close(pixels[:, 0], torch.tensor([32.0, 24.0]).expand(16, 2), atol=1e-2, rtol=0)
 
 
+@pytest.mark.parametrize("elevation", [0.3, 0.8])
+def test_orbits_of_cameras_above_an_object_stay_level(elevation):
+    angle = torch.tensor([-0.9, 0.1, 0.7])
+    height = torch.full_like(angle, -math.sin(elevation))
+    flat = math.cos(elevation)
+    centers = 4 * torch.stack([flat * torch.sin(angle), height, -flat * torch.cos(angle)], -1)
+    source = ring(angle.tolist())
+    source.c2w[:, :3, :3] = look_at(centers, torch.zeros(3), torch.tensor([0.0, 1.0, 0.0]))
+    source.c2w[:, :3, 3] = centers
+    path = camera_path("orbit", source, 16)
+    assert path.c2w[:, 1, 0].abs().max() < 0.05  # right axes without tilt
+    torch.testing.assert_close(path.centers[:, 1], 4 * height[:1].expand(16), atol=0.15, rtol=0)
+    torch.testing.assert_close(path.centers.norm(dim=-1), torch.full((16,), 4.0), atol=1e-3, rtol=0)
+
+
+def test_orbits_of_cameras_right_above_something_are_paths_too():
+    source = ring([0.0, 0.0, 0.0])
+    centers = torch.tensor([[-0.5, -4.0, 0.0], [0.5, -4, 0.1], [0.0, -4, 0.5]])
+    for i, ahead in enumerate(([1.0, 0, 0], [0.0, 0, 1], [-1.0, 0, 0])):
+        source.c2w[i, :3, :3] = look_at(
+            centers[i : i + 1], centers[i] + torch.tensor([0.0, 4, 0]), -torch.tensor(ahead)
+        )[0]
+    source.c2w[:, :3, 3] = centers
+    path = camera_path("orbit", source, 9)
+    assert torch.isfinite(path.c2w).all() and (path.centers[:, 1] < -3).all()
+
+
 @pytest.mark.parametrize("kind", ["interpolate", "spiral", "orbit"])
 def test_cameras_all_around_an_object_get_paths_too(kind):
     path = camera_path(kind, ring([0.0, math.pi / 2, math.pi, -math.pi / 2]), 9)

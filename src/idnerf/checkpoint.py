@@ -160,7 +160,8 @@ def locate_weights(weights: str | Path, **hub_options: Any) -> Path:
         if not (path / WEIGHTS_FILE).is_file():
             raise InputError(f"expected --weights to be a file or a folder with {WEIGHTS_FILE}; {path} has none")
         return path / WEIGHTS_FILE
-    looks_like_hub_id = text.count("/") == 1 and not text.startswith((".", "/", "~")) and not text.endswith("/")
+    repository = text.partition("@")[0]  # a revision may have slashes: refs/pr/1
+    looks_like_hub_id = repository.count("/") == 1 and not (text.startswith((".", "/", "~")) or text.endswith("/"))
     if not looks_like_hub_id or path.suffix in FOREIGN_SUFFIXES:
         raise InputError(
             f"expected --weights to be `default`, a .safetensors file, a run folder or a hub id; got {text!r}, which "

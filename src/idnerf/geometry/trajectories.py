@@ -56,19 +56,18 @@ def spiral(source: Cameras, frames: int) -> Cameras:
 
 
 def orbit(source: Cameras, frames: int) -> Cameras:
-    """Back and forth on an arc around the point that the sources look at, as far as they reach to either side."""
-    mean = mean_camera(source)
-    focus = focus_point(source)
-    down = mean[:, 1]
-    radius = (source.centers - focus).norm(dim=-1).mean()
-    arm = mean_direction(source.centers - focus) * radius  # the mean centre lies inside the arc
-    sideways = F.normalize(torch.linalg.cross(down, arm), dim=0)
-    reach = torch.atan2((source.centers - focus) @ sideways, (source.centers - focus) @ F.normalize(arm, dim=0))
+    """Back and forth about the vertical through the point that the sources look at, as far as they reach to either
+    side."""
+    focus, down = focus_point(source), vertical(source)
+    offsets = source.centers - focus
+    if bool(across(offsets, down).norm(dim=-1).mean() < 0.2 * offsets.norm(dim=-1).mean()):  # seen from right above
+        down = mean_camera(source)[:, 1]
+    along, level = down * (offsets @ down).mean(), across(offsets, down)
+    flat = mean_direction(level) * level.norm(dim=-1).mean()  # the sources' mean lies inside the arc
+    sideways = F.normalize(torch.linalg.cross(down, flat), dim=0)
+    reach = torch.atan2(offsets @ sideways, offsets @ F.normalize(flat, dim=0))
     amplitude = reach.abs().amax().clamp(math.radians(3), math.radians(60))
     angle = amplitude * torch.sin(torch.arange(frames, device=source.device) / frames * (2 * math.pi))
-    axis = F.normalize(torch.linalg.cross(arm, sideways), dim=0)
-    along = axis * (arm @ axis)
-    flat = arm - along
     centers = focus + along + torch.cos(angle)[:, None] * flat + torch.sin(angle)[:, None] * flat.norm() * sideways
     return path_cameras(source, look_at(centers, focus, down), centers)
 
@@ -88,6 +87,23 @@ def mean_camera(source: Cameras) -> Float[Tensor, "3 3"]:
     down = mean_direction(source.c2w[:, :3, 1])
     right = F.normalize(torch.linalg.cross(down, forward), dim=0)
     return torch.stack([right, torch.linalg.cross(forward, right), forward], -1)
+
+
+def vertical(source: Cameras) -> Float[Tensor, "3"]:
+    """Downwards in the world, from cameras that are held level: across all their right axes.
+
+    Where these are nearly parallel they leave a plane of directions, and it is the mean camera's down that counts:
+    (M + e I) v = down with M the mean of r r^T.
+    """
+    right, down = source.c2w[:, :3, 0], mean_camera(source)[:, 1]
+    M = (right[:, :, None] * right[:, None, :]).mean(0)
+    eye = torch.eye(3, dtype=M.dtype, device=M.device)
+    return F.normalize(torch.linalg.solve(M + 0.01 * eye, down), dim=0)
+
+
+def across(vectors: Float[Tensor, "view 3"], axis: Float[Tensor, "3"]) -> Float[Tensor, "view 3"]:
+    """What of the vectors is perpendicular to a unit axis."""
+    return vectors - (vectors @ axis)[:, None] * axis
 
 
 def mean_direction(directions: Float[Tensor, "view 3"]) -> Float[Tensor, "3"]:
@@ -119,10 +135,10 @@ def focus_point(source: Cameras) -> Float[Tensor, "3"]:
     Least squares over axes (c, f): sum (I - f f^T) (x - c) = 0.
     """
     forward, centers = source.c2w[:, :3, 2], source.centers
-    across = torch.eye(3, dtype=forward.dtype, device=source.device) - forward[:, :, None] * forward[:, None, :]
-    A = across.sum(0)
+    projector = torch.eye(3, dtype=forward.dtype, device=source.device) - forward[:, :, None] * forward[:, None, :]
+    A = projector.sum(0)
     if torch.linalg.eigvalsh(A)[0] > 1e-4 * len(source):
-        point = torch.linalg.solve(A, (across @ centers[:, :, None]).sum(0))[:, 0]
+        point = torch.linalg.solve(A, (projector @ centers[:, :, None]).sum(0))[:, 0]
         depth = ((point - centers) * forward).sum(-1)
         if ((depth > source.near) & (depth < source.far)).float().mean() > 0.5:
             return point
