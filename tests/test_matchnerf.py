@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
 
 from idnerf.compiled import dispatch
 from idnerf.errors import InputError
@@ -100,19 +101,35 @@ def test_a_chunk_makes_no_tensor_on_the_host(published, generator, monkeypatch):
     features, pixels = model.encode(source), pixels_of(target)
     latent = model.infer_latent(features, target)
     model.render_pixels(features, target, pixels, latent=latent)  # what later chunks find made
-    made = []
-    for place, name in ((torch, "tensor"), (torch, "full"), (torch.Tensor, "new_tensor")):
-        monkeypatch.setattr(place, name, lambda *_, name=name, **__: made.append(name))
-    index = torch.Tensor.__getitem__
+    with HostTensors() as found:
+        model.render_pixels(features, target, pixels, latent=latent)
+    assert found.made == []
 
-    def indexed(tensor, key):
-        keys = key if isinstance(key, tuple) else (key,)
-        made.extend("index" for part in keys if isinstance(part, list))
-        return index(tensor, key)
 
-    monkeypatch.setattr(torch.Tensor, "__getitem__", indexed)
-    model.render_pixels(features, target, pixels, latent=latent)
-    assert made == []
+class HostTensors(TorchFunctionMode):
+    """Notes what is made from Python numbers and lists; a patched ``torch.Tensor`` would not be whole again."""
+
+    def __init__(self):
+        super().__init__()
+        self.made: list[str] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (torch.tensor, torch.full, torch.Tensor.new_tensor):
+            self.made.append(func.__name__)
+        if func is torch.Tensor.__getitem__:
+            keys = args[1] if isinstance(args[1], tuple) else (args[1],)
+            self.made.extend("index" for part in keys if isinstance(part, list))
+        return func(*args, **(kwargs or {}))
+
+
+def test_host_tensors_are_noticed():
+    with HostTensors() as found:
+        torch.zeros(3).new_tensor([1.0])
+        torch.tensor([1.0])
+        torch.full((2,), 0.5)
+        torch.zeros(3)[[0, 1]]
+        torch.zeros(3)[torch.zeros(3) > 0]
+    assert sorted(found.made) == ["full", "index", "new_tensor", "tensor"]
 
 
 def test_chunks_are_larger_off_the_cpu():
