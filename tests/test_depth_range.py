@@ -154,12 +154,12 @@ class UnsureVolume(FrustumVolume):
     ("share", "nearer", "moves"),
     [
         (0.5, True, True),
-        (0.065, True, True),
-        (0.03, True, False),
+        (0.14, True, True),
+        (0.09, True, False),
         (0.0, True, False),
         (0.5, False, True),
         (0.2, False, True),
-        (0.065, False, False),
+        (0.14, False, False),
         (0.0, False, False),
     ],
 )
