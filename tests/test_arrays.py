@@ -86,6 +86,9 @@ def test_each_source_may_have_its_own_depth_range(model, arrays):
     target = Cameras(arrays["target_c2w"], arrays["target_K"], (40, 32), torch.tensor(1.0), torch.tensor(6.0))
     theirs = model.render(Views(arrays["images"], cameras), target, quality="fast")
     assert torch.equal(ours.rgb, theirs.rgb) and torch.equal(ours.depth, theirs.depth)
+    one = idnerf.render(**{**arrays, "near": torch.tensor([1.0]), "far": np.array([6.0])}, model=model, quality="fast")
+    number = idnerf.render(**{**arrays, "near": 1.0, "far": 6.0}, model=model, quality="fast")
+    assert torch.equal(one.rgb, number.rgb)
 
 
 def test_geographic_coordinates_render_like_those_around_the_origin(model, arrays):

@@ -77,6 +77,11 @@ def test_scenes_of_two_and_three_photos_need_no_number_of_sources(scene):
         choose_views(photos.select([0, 1, 2]), 0, None, 3)
 
 
+def test_a_path_through_photos_of_one_pose_takes_them_all(scene):
+    photos = load_scene(scene)
+    assert sorted(choose_views(photos.select([0, 0, 1]), None, None, None)[1]) == [0, 1, 2]
+
+
 def test_views_that_look_elsewhere_are_sources_only_where_too_few_do_not(scene):
     """As on a rig, or in crops of panoramas: three views at every place, two of them turned away by 90 degrees."""
     photos = load_scene(scene).select([0, 1, 2])

@@ -240,6 +240,19 @@ def test_blender_of_another_scale_gets_its_own_range(tmp_path):
     assert (cameras.near != 2.0).all() and (cameras.far != 6.0).all()
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"), [({"near": 1.5}, (1.5, 6.0)), ({"far": 9.0}, (2.0, 9.0)), ({"w": 64}, (2.0, 6.0))]
+)
+def test_blender_takes_what_is_not_given_from_the_published_range(given, expected, tmp_path):
+    truth = make_scene(**SQUARE)
+    truth.c2w[:, :3, 3] *= 4.03 / np.linalg.norm(truth.c2w[:, :3, 3], axis=-1, keepdims=True)
+    write_blender(tmp_path, truth)
+    path = tmp_path / "transforms_train.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | given))
+    cameras = load_scene(tmp_path).cameras
+    assert (cameras.near == expected[0]).all() and (cameras.far == expected[1]).all()
+
+
 @pytest.mark.parametrize("per_frame", [False, True])
 def test_a_split_with_the_keys_of_transforms_is_read_as_such(per_frame, tmp_path):
     truth = make_scene(distort=perspective_lens(**BROWN))

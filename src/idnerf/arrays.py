@@ -88,6 +88,7 @@ def depth_ranges(near: Any, far: Any, count: int) -> tuple[torch.Tensor, torch.T
         raise InputError(
             f"expected near and far as numbers, or [{count}] of each source; got {near!r} and {far!r}"
         ) from None
+    bounds = [value.reshape(()) if value.numel() == 1 else value for value in bounds]
     for name, value in zip(("near", "far"), bounds, strict=True):
         if tuple(value.shape) not in ((), (count,)):
             raise InputError(

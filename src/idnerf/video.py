@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from idnerf.data.image_io import write_png
+from idnerf.data.notes import say_note
 from idnerf.errors import InputError
 from idnerf.files import place_to_write
 
@@ -56,18 +57,14 @@ def check_fps(fps: float, suffix: str) -> None:
         raise InputError(f"expected --fps{of_what} from {SLOWEST_FPS:g} to {fastest:g}, got {fps:g}")
 
 
-def write_frames(
-    folder: Path, frames: Iterable[dict[str, Float[Tensor, "channel height width"]]], total: int | None = None
-) -> int:
+def write_frames(folder: Path, frames: Iterable[dict[str, Float[Tensor, "channel height width"]]]) -> int:
     """Write each frame's pictures as ``{name}_{number:04d}.png`` and tensors of one channel as .npy instead.
 
-    An existing folder is replaced only file by file; a new one appears when it is complete.
-
-    Args:
-        total: how many frames there will be, if that is known: later ones that are there are then found at once.
+    An existing folder is replaced only file by file; a new one appears when it is complete. Frames of a longer run that
+    are there are named in a note.
 
     Raises:
-        InputError: the folder cannot be written, or holds later frames of a longer run, which would pass for these.
+        InputError: the folder cannot be written.
     """
     fresh = not folder.exists()
     place = folder.with_name(f".{folder.name}.{os.getpid()}") if fresh else folder
@@ -77,15 +74,13 @@ def write_frames(
         names: set[str] = set()
         for number, pictures in enumerate(frames):
             names |= set(pictures)
-            if number == 0 and total is not None:
-                _check_no_later_frames(place, names, total)
             for name, picture in pictures.items():
                 if picture.shape[0] == 3:
                     write_png(place / f"{name}_{number:04d}.png", picture)
                 else:
                     np.save(place / f"{name}_{number:04d}.npy", picture[0].cpu().numpy())
             count = number + 1
-        _check_no_later_frames(place, names, count)
+        _note_later_frames(place, names, count)
         if fresh:
             os.replace(place, folder)
     except OSError as error:
@@ -96,15 +91,12 @@ def write_frames(
     return count
 
 
-def _check_no_later_frames(folder: Path, names: Set[str], count: int) -> None:
-    """Frames of an earlier, longer run are neither mixed with new ones nor taken away: nobody asked for either."""
+def _note_later_frames(folder: Path, names: Set[str], count: int) -> None:
+    """Frames of an earlier, longer run are not taken away, as nobody asked for that; but they are named."""
     found = [NUMBERED.fullmatch(path.name) for path in folder.iterdir()]
     later = sorted(m[0] for m in found if m is not None and m[1] in names and int(m[2]) >= count)
     if later:
-        raise InputError(
-            f"{folder} holds frames of an earlier run beyond the {count} of this one, from {later[0]} on: delete them, "
-            "or choose another --out"
-        )
+        say_note(f"{folder} holds frames of an earlier run beyond the {count} of this one, from {later[0]} on")
 
 
 def to_bytes(frame: Float[Tensor, "3 height width"]) -> np.ndarray:

@@ -28,6 +28,7 @@ from idnerf.data.load import load_scene
 from idnerf.data.scene import Scene
 from idnerf.data.view_selection import nearest_indices
 from idnerf.errors import InputError
+from idnerf.geometry.cameras import facing, view_distances
 from idnerf.geometry.trajectories import camera_path
 from idnerf.ranks import join_ranks
 from idnerf.rendering.colormap import colorize_depth
@@ -164,9 +165,9 @@ def central_views(cameras: Cameras, count: int) -> list[int]:
     """The view nearest to the mean camera centre and its nearest neighbours, ordered along their longest extent."""
     centers = cameras.centers
     middle = int((centers - centers.mean(0)).norm(dim=-1).argmin())
-    others = [i for i in range(len(cameras)) if i != middle]
-    near = nearest_indices(cameras, cameras[middle], count - 1, others, elsewhere_last=True)
-    chosen = torch.tensor([middle, *near])
+    elsewhere, distances = ~facing(cameras, cameras[middle]), view_distances(cameras, cameras[middle])
+    order = sorted(range(len(cameras)), key=lambda i: (i != middle, bool(elsewhere[i]), float(distances[i]), i))
+    chosen = torch.tensor(order[:count])
     offsets = centers[chosen] - centers[chosen].mean(0)
     _, _, axes = torch.linalg.svd(offsets)
     return chosen[(offsets @ axes[0]).argsort()].tolist()
@@ -197,4 +198,4 @@ def write_outputs(out: Path, outputs: Iterator[RenderOutput], cameras: Cameras, 
                 pictures["depth_z"] = output.depth.float()
             yield pictures
 
-    return write_frames(out, files(), len(cameras))
+    return write_frames(out, files())

@@ -17,7 +17,7 @@ BLENDER_FILE = "transforms_train.json"
 NEAR, FAR = 2.0, 6.0
 CAMERA_DISTANCE = 4.03
 
-INTRINSICS = ("fl_x", "fl_y", "cx", "cy", "w", "h", "camera_angle_y", "camera_model", "is_fisheye")
+INTRINSICS = ("fl_x", "fl_y", "cx", "cy", "camera_angle_y", "camera_model", "is_fisheye")
 NEVER_SYNTHETIC = (*INTRINSICS, *DISTORTION, "distortion_params")
 """Keys that NeRF-Synthetic does not have: its files give ``camera_angle_x`` and poses."""
 
@@ -34,6 +34,9 @@ def read_blender(path: Path) -> list[PosedPhoto]:
     """
     content = read_json(path)
     frames = frames_of(content, path)
+    given = [key for key in ("near", "far") if content.get(key) is not None]
+    if len(given) == 1:  # the other is the published one
+        content = {"near": NEAR, "far": FAR} | {key: value for key, value in content.items() if value is not None}
     photos = photos_of(content, frames, path)
     if not _is_synthetic(content, frames, photos):
         return photos
