@@ -26,9 +26,8 @@ from idnerf.commands.options import (
 )
 from idnerf.data.load import load_scene
 from idnerf.data.scene import Scene
-from idnerf.data.view_selection import nearest_indices
+from idnerf.data.view_selection import nearest_first, nearest_indices
 from idnerf.errors import InputError
-from idnerf.geometry.cameras import facing, view_distances
 from idnerf.geometry.trajectories import camera_path
 from idnerf.ranks import join_ranks
 from idnerf.rendering.colormap import colorize_depth
@@ -165,9 +164,8 @@ def central_views(cameras: Cameras, count: int) -> list[int]:
     """The view nearest to the mean camera centre and its nearest neighbours, ordered along their longest extent."""
     centers = cameras.centers
     middle = int((centers - centers.mean(0)).norm(dim=-1).argmin())
-    elsewhere, distances = ~facing(cameras, cameras[middle]), view_distances(cameras, cameras[middle])
-    order = sorted(range(len(cameras)), key=lambda i: (i != middle, bool(elsewhere[i]), float(distances[i]), i))
-    chosen = torch.tensor(order[:count])
+    others = [i for i in nearest_first(cameras, cameras[middle], elsewhere_last=True) if i != middle]
+    chosen = torch.tensor([middle, *others][:count])
     offsets = centers[chosen] - centers[chosen].mean(0)
     _, _, axes = torch.linalg.svd(offsets)
     return chosen[(offsets @ axes[0]).argsort()].tolist()

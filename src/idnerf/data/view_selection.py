@@ -22,6 +22,18 @@ def usual_sources(available: int) -> int:
     return min(USUAL_SOURCES, available)
 
 
+def nearest_first(cameras: Cameras, target: Cameras, order: int = 1, *, elsewhere_last: bool = False) -> list[int]:
+    """Indices of all cameras by the distance of their centres from the target's (``view_distances``); ties go to the
+    lower index.
+
+    Args:
+        elsewhere_last: cameras that do not look the target's way (``facing``) come after all others.
+    """
+    last = ~facing(cameras, target) if elsewhere_last else [False] * len(cameras)
+    distances = view_distances(cameras, target, order)
+    return sorted(range(len(cameras)), key=lambda i: (bool(last[i]), float(distances[i]), i))
+
+
 def nearest_indices(
     cameras: Cameras,
     target: Cameras,
@@ -51,9 +63,8 @@ def nearest_indices(
     if unknown:
         raise InputError(f"view {unknown[0]} does not exist: the scene has views 0 to {len(cameras) - 1}")
     same = (cameras.c2w - target.c2w).abs().amax(dim=(-2, -1)) <= SAME_POSE
-    distances = view_distances(cameras, target, order)
-    last = ~facing(cameras, target) if elsewhere_last else torch.zeros_like(same)
-    others = sorted((i for i in indices if not same[i]), key=lambda i: (bool(last[i]), float(distances[i]), i))
+    allowed = {i for i in indices if not same[i]}
+    others = [i for i in nearest_first(cameras, target, order, elsewhere_last=elsewhere_last) if i in allowed]
     if n < 1 or n > len(others):
         raise InputError(f"{n} source views asked for, {len(others)} to choose from besides the target: ask for fewer")
     return others[:n]

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from idnerf.data.view_selection import SAME_POSE, spread_indices, target_bounds
+from idnerf.data.view_selection import SAME_POSE, nearest_first, spread_indices, target_bounds
 from idnerf.errors import InputError
 from idnerf.geometry.cameras import view_distances
 from idnerf.types import Cameras, RenderOutput, Views, stack_cameras
@@ -49,8 +49,7 @@ def nearest_sources(photos: Cameras, target: Cameras, count: int) -> list[int]:
     """
     if not 2 <= count <= len(photos):
         raise InputError(f"expected --num-sources from 2 to the {len(photos)} photos used, got {count}")
-    distances = view_distances(photos, target)
-    return sorted(range(len(photos)), key=lambda i: (float(distances[i]), i))[:count]
+    return nearest_first(photos, target)[:count]
 
 
 def own_photo(photos: Cameras, target: Cameras) -> int | None:

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from idnerf.geometry.cameras import facing
+from idnerf.data.view_selection import nearest_first
+from idnerf.geometry.cameras import facing, view_distances
 from idnerf.geometry.projection import project, visible
 from idnerf.geometry.rays import unproject
 from idnerf.types import Cameras
@@ -35,11 +36,9 @@ def choose_sources(
         left_out: a view that is never chosen.
         previous: the choice in use.
     """
-    distances = (cameras.centers - target.centers).abs().sum(-1)
-    alike = facing(cameras, target)
-    allowed = [i for i in range(len(cameras)) if i != left_out]
-    order = sorted(allowed, key=lambda i: (not bool(alike[i]), float(distances[i]), i))
-    best = tuple(order[:count])
+    distances, alike = view_distances(cameras, target), facing(cameras, target)
+    allowed = [i for i in nearest_first(cameras, target, elsewhere_last=True) if i != left_out]
+    best = tuple(allowed[:count])
     if previous is not None and len(previous) == len(best) and set(previous) <= set(allowed):
         same_facing = int(alike[list(previous)].sum()) == int(alike[list(best)].sum())
         ratio = float(distances[list(best)].sum()) / max(float(distances[list(previous)].sum()), 1e-12)
