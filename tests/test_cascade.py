@@ -19,7 +19,7 @@ from idnerf.geometry.cameras import crop, halve, resize
 from idnerf.geometry.precision import has_fast_bfloat16
 from idnerf.geometry.rays import image_rays, unproject
 from idnerf.models import fine_samples, frustum_volume, middle_stage
-from idnerf.models.cascade import Cascade, CascadeConfig
+from idnerf.models.cascade import Cascade, CascadeConfig, Quality
 from idnerf.models.feature_pyramid import PyramidFeatures, normalize_groups
 from idnerf.models.feature_pyramid import halve as halve_photos
 from idnerf.models.fine_samples import (
@@ -29,7 +29,7 @@ from idnerf.models.fine_samples import (
     closed_ray_weights,
     composite_along_ray,
 )
-from idnerf.models.frustum_volume import DepthDistribution, FrustumVolume
+from idnerf.models.frustum_volume import MIRRORED_AXES, DepthDistribution, FrustumVolume, mirrored
 from idnerf.models.idnerf import IDNeRF, ModelConfig, config_from_json, config_to_json
 from idnerf.models.image_refinement import confidence_of
 from idnerf.models.middle_stage import MiddleOutput, MiddleStage
@@ -1017,3 +1017,37 @@ def test_depth_at_half_the_size_has_a_loss_of_its_own():
     double.loss.backward()
     for parameter in cascade.parameters():
         assert parameter.grad is None or torch.isfinite(parameter.grad).all()
+
+
+def test_four_mirrorings_commute_with_mirroring_the_volume():
+    torch.manual_seed(0)
+    volume = waken(Cascade(TINY_CASCADE)).eval().volume
+    x = torch.randn(1, volume.embed.out_features, 5, 10, 12)
+    with torch.no_grad():
+        for axes in MIRRORED_AXES:
+            once, mean = (
+                volume._filtered(mirrored(x, axes), number) - mirrored(volume._filtered(x, number), axes)
+                for number in (1, 4)
+            )
+            torch.testing.assert_close(mean, torch.zeros_like(mean), atol=1e-5, rtol=0)
+            assert not axes or once.abs().max() > 1e-2
+
+
+def test_mirrorings_of_either_quality_are_for_rendering_alone():
+    torch.manual_seed(0)
+    plain = waken(Cascade(TINY_CASCADE)).eval()
+    views, tile = plane_views(3, (64, 48))[None], plane_views(4, (64, 48)).cameras[3:]
+
+    def found(quality: Quality, **changes: int) -> Tensor:
+        cascade = Cascade(replace(TINY_CASCADE, **changes)).eval()
+        cascade.load_state_dict(plain.state_dict())
+        return cascade(cascade.encode(views), tile, quality=quality).distribution.log_probabilities.detach()
+
+    others: dict[Quality, str] = {"full": "mirrorings_fast", "fast": "mirrorings"}
+    for quality, other in others.items():
+        own = {"full": "mirrorings", "fast": "mirrorings_fast"}[quality]
+        with torch.no_grad():
+            alone = found(quality)
+            torch.testing.assert_close(found(quality, **{other: 4}), alone, atol=0, rtol=0)
+            assert (found(quality, **{own: 2}) - alone).abs().max() > 1e-3
+        torch.testing.assert_close(found(quality, **{own: 2}), found(quality), atol=0, rtol=0)  # training

@@ -23,7 +23,7 @@ from idnerf.models.cross_view_mixing import CrossViewMixing
 from idnerf.models.depth_range import fitted_range
 from idnerf.models.feature_pyramid import FeaturePyramid, PyramidFeatures
 from idnerf.models.fine_samples import FineOutput, FineSamples
-from idnerf.models.frustum_volume import DepthDistribution, FrustumVolume
+from idnerf.models.frustum_volume import MIRRORED_AXES, DepthDistribution, FrustumVolume
 from idnerf.models.image_refinement import ImageRefinement, confidence_of
 from idnerf.models.latent import FrustumLatentInference, LatentQuery, TargetLatent, check_latent_options
 from idnerf.models.middle_stage import MiddleOutput, MiddleStage
@@ -108,12 +108,17 @@ class CascadeConfig:
     """Depth hypotheses per half-resolution pixel, quality `full`; 0: no middle stage."""
     samples: int = 8
     """Samples per ray, quality `full`."""
+    mirrorings: int = 1
+    """Mirror images of the coarse volume, 1 to 4, over which its network's mean is taken in rendering, quality `full`:
+    what it finds where photos say little is partly chance, and another chance in each. Training takes one."""
     planes_fast: int = 32
     """Coarse inverse depths, quality `fast`."""
     middle_hypotheses_fast: int = 8
     """Depth hypotheses per half-resolution pixel, quality `fast`."""
     samples_fast: int = 4
     """Samples per ray, quality `fast`."""
+    mirrorings_fast: int = 1
+    """Mirror images of the coarse volume, quality `fast`."""
 
     def __post_init__(self) -> None:
         check_latent_options(self.latent_query, self.view_refinement, self.latent_size, "model.cascade")
@@ -128,6 +133,10 @@ class CascadeConfig:
                     raise InputError(
                         f"--model.cascade.{flag(name)}: expected at most {most} numbers of {least} or more, got {value}"
                     )
+                continue
+            if name.startswith("mirrorings"):
+                if not 1 <= value <= len(MIRRORED_AXES):
+                    raise InputError(f"--model.cascade.{flag(name)}: expected 1 to {len(MIRRORED_AXES)}, got {value}")
                 continue
             if name in ("cross_view_layers", "middle_hypotheses", "enlarge_up_to", "halvings"):
                 if value < 0:
@@ -253,15 +262,17 @@ class Cascade(nn.Module):
         )
 
     def _coarse_distributions(
-        self, features: CascadeFeatures, tile: Cameras, planes: int
+        self, features: CascadeFeatures, tile: Cameras, planes: int, mirrorings: int
     ) -> tuple[DepthDistribution, ...]:
         """At 1/4 of the tile and, with ``half_size_share``, at 1/8 of it."""
-        found = self.volume(features.pyramid, features.cameras, tile, planes)
+        training = torch.is_grad_enabled()
+        mirrorings = 1 if training else mirrorings
+        found = self.volume(features.pyramid, features.cameras, tile, planes, mirrorings)
         if self.config.half_size_share == 0:
             return (found,)
         halved, cameras = features.pyramid.of_halved_photos(), halve(features.cameras)
-        if not torch.is_grad_enabled():
-            return found, self.volume(halved, cameras, halve(tile), planes)
+        if not training:
+            return found, self.volume(halved, cameras, halve(tile), planes, mirrorings)
         # training's tile is a window: as much around it as there is in the images that rendering sees
         width, height = tile.size
         around = crop(tile, -width // 2, -height // 2, (2 * width, 2 * height))
@@ -286,7 +297,7 @@ class Cascade(nn.Module):
         width, height = target.size
         padded = (width + -width % self.tile_stride, height + -height % self.tile_stride)
         tile = crop(target, 0, 0, padded)
-        coarse = self._coarse_distributions(features, tile, planes)
+        coarse = self._coarse_distributions(features, tile, planes, c.mirrorings if full else c.mirrorings_fast)
         distribution = coarse[0] if len(coarse) == 1 else coarse[0].mixed(coarse[1], c.half_size_share)
         latent = self.infer_latent(features, target) if latent is None else latent
         refine = self.view_refinement

@@ -31,6 +31,8 @@ HALVED_SHARE = 0.4
 UNSURE = (0.57, 0.72)
 """Entropies, of the largest possible, between which a cell changes from sure to unsure of its depth. On three of the
 photos that weights are chosen by half of the cells lie below 0.3; the printer's plain panels, above 0.7."""
+MIRRORED_AXES: tuple[tuple[int, ...], ...] = ((), (-2,), (-2, -1), (-1,))
+"""Axes of a volume along which its first, second, ... mirror image is reversed."""
 PLANES_PER_CHUNK = 8
 """Planes looked up at once when no gradient is wanted: keeps the looked-up features to tens of megabytes."""
 
@@ -65,6 +67,11 @@ class DepthDistribution:
         height, width = self.log_probabilities.shape[2:]
         window = (..., slice(height // 4, height * 3 // 4), slice(width // 4, width * 3 // 4))
         return DepthDistribution(self.log_probabilities[window], self.features[window])
+
+
+def mirrored(volume: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """The volume, reversed along these axes."""
+    return volume.flip(axes) if axes else volume
 
 
 class VoxelLookup:
@@ -153,8 +160,11 @@ class FrustumVolume(nn.Module):
                 smaller.copy_(HALVED_SHARE * larger)
                 larger.mul_(1 - HALVED_SHARE)
 
-    def forward(self, features: PyramidFeatures, source: Cameras, target: Cameras, planes: int) -> DepthDistribution:
-        """Args: ``source`` [batch view], ``target`` [batch] whose size is a multiple of 4."""
+    def forward(
+        self, features: PyramidFeatures, source: Cameras, target: Cameras, planes: int, mirrorings: int = 1
+    ) -> DepthDistribution:
+        """Args: ``source`` [batch view], ``target`` [batch] whose size is a multiple of 4; ``mirrorings``, 1 to 4: of
+        so many mirror images of the volume the network's mean is taken."""
         width4, height4 = target.width // self.scale, target.height // self.scale
         inverse_depths = inverse_depth_planes(target.near, target.far, planes)
         pixels = pixel_centers((width4, height4), target.device).reshape(-1, 2) * self.scale
@@ -171,9 +181,17 @@ class FrustumVolume(nn.Module):
                 similarity = similarity + gain * halved.agreement
             embedded.append(tokens.unflatten(1, (-1, height4, width4)))
             similarities.append(similarity.unflatten(1, (-1, height4, width4)))
-        x = self.head(activate(self.unet(torch.cat(embedded, 1).permute(0, 4, 1, 2, 3))))
-        logits = x[:, 0].float() + torch.cat(similarities, 1)
-        return DepthDistribution(F.log_softmax(logits, dim=1), x[:, 1:].float())
+        x = self._filtered(torch.cat(embedded, 1).permute(0, 4, 1, 2, 3), mirrorings)
+        logits = x[:, 0] + torch.cat(similarities, 1)
+        return DepthDistribution(F.log_softmax(logits, dim=1), x[:, 1:])
+
+    def _filtered(
+        self, x: Float[Tensor, "batch channel plane height4 width4"], mirrorings: int
+    ) -> Float[Tensor, "batch logit_and_feature plane height4 width4"]:
+        """Logits and features of the embedded volume: the mean over its mirror images, each turned back."""
+        images = MIRRORED_AXES[:mirrorings]
+        found = [mirrored(self.head(activate(self.unet(mirrored(x, axes)))), axes).float() for axes in images]
+        return found[0] if len(found) == 1 else torch.stack(found).mean(0)
 
     def _match(
         self,
