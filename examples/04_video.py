@@ -40,8 +40,9 @@ def main(
     def pictures() -> Iterator[Tensor]:
         with torch.inference_mode():
             features = model.encode(sources[None])  # once; everything that does not depend on the target
+            fitted = model.fit_path(features, cameras, quality="fast")  # one depth range for the whole path
             for number in range(frames):
-                output = model.render_target(features, cameras[number][None], quality="fast")
+                output = model.render_target(features, fitted[number][None], quality="fast", fit_range=False)
                 yield torch.cat([output.rgb[0], colorize_depth(output.depth[0], near, far)], dim=-1)
 
     file = out / f"{path}.mp4"

@@ -13,21 +13,26 @@ from idnerf.data.procedural.config import ProceduralConfig
 from idnerf.data.procedural.generate import generate_scene
 from idnerf.evaluation.metrics import psnr
 from idnerf.geometry.rays import pixel_centers
+from idnerf.models.cascade import Cascade
 from idnerf.models.depth_range import (
     BEYOND,
     FEWEST_FAR_VOTES,
     FEWEST_NEAR_VOTES,
     FEWEST_SURE,
     LARGEST_PROBE,
+    PROBED_FRAMES,
     STEP,
+    fitted_path,
     fitted_range,
     probe_size,
     votes,
     widened,
 )
 from idnerf.models.frustum_volume import DepthDistribution, FrustumVolume
-from idnerf.models.idnerf import IDNeRF
+from idnerf.models.idnerf import IDNeRF, ModelConfig
 from idnerf.rendering.sampling import inverse_depth_planes
+from idnerf.types import Cameras
+from tiny_cases import TINY_CASCADE, TINY_PAPER, plane_views
 
 
 def after_votes(depths: torch.Tensor, voting: torch.Tensor, fewest: float, nearer: bool) -> float:
@@ -177,3 +182,42 @@ def test_many_unsure_cells_on_texture_widen_a_range(share, moves, nearer, genera
     assert ((float(moved) < beyond) if nearer else (float(moved) > beyond)) == moves
     assert abs(math.log(float(moved) / beyond)) < 3 * math.log(STEP)
     assert float(kept) == pytest.approx(far if nearer else near)
+
+
+@pytest.mark.parametrize(("frames", "nearer", "moves"), [(1, 1, True), (2, 1, True), (60, 3, False), (60, 4, True)])
+def test_a_path_moves_its_bounds_alike_where_a_third_of_its_frames_want_it(frames, nearer, moves):
+    path = plane_views(1, (64, 48)).cameras[[0] * frames]
+    path = path.with_bounds(torch.linspace(1.0, 2.0, frames), torch.linspace(5.0, 8.0, frames))
+    asked: list[float] = []
+
+    def fit(camera: Cameras) -> Cameras:
+        asked.append(float(camera.near))
+        few = len(asked) <= nearer
+        return camera.with_bounds(camera.near / (STEP**2 if few else 1.0), camera.far * (1.0 if few else STEP**3))
+
+    fitted = fitted_path(fit, path)
+    assert len(asked) == min(frames, PROBED_FRAMES) and (asked[0], asked[-1]) == (path.near[0], path.near[-1])
+    torch.testing.assert_close(fitted.near, path.near / (STEP**2 if moves else 1.0))
+    torch.testing.assert_close(fitted.far, path.far * (STEP**3 if len(asked) > nearer else 1.0))
+    assert torch.equal(fitted.c2w, path.c2w)
+
+
+@torch.no_grad()
+def test_frames_of_a_fitted_path_keep_its_range_and_a_single_one_is_rendered_as_by_itself(monkeypatch):
+    torch.manual_seed(0)
+    model = IDNeRF(ModelConfig(cascade=TINY_CASCADE)).eval()
+    views = plane_views(3, (64, 48))
+    features, path = model.encode(views[None]), plane_views(6, (64, 48)).cameras[3:]
+    wide = path.with_bounds(path.near / STEP, path.far * STEP)
+    monkeypatch.setattr(Cascade, "fit_range", lambda *_: wide[:1])
+    fitted = model.fit_path(features, path)
+    torch.testing.assert_close(fitted.near, wide.near)
+    torch.testing.assert_close(fitted.far, wide.far)
+    by_path = model.render_target(features, fitted[:1], fit_range=False)
+    by_itself = model.render_target(features, path[:1])
+    torch.testing.assert_close(by_path.depth, by_itself.depth)
+    torch.testing.assert_close(by_path.rgb, by_itself.rgb)
+    as_given = model.render_target(features, path[:1], fit_range=False)
+    assert (as_given.depth - by_path.depth).abs().max() > 1e-3
+    paper = IDNeRF(ModelConfig(configuration="paper", paper=TINY_PAPER)).eval()
+    assert paper.fit_path(None, path) is path

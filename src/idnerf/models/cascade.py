@@ -20,7 +20,7 @@ from idnerf.errors import InputError
 from idnerf.geometry.cameras import crop, halve
 from idnerf.models.activation import start_at_unit_gain
 from idnerf.models.cross_view_mixing import CrossViewMixing
-from idnerf.models.depth_range import fitted_range
+from idnerf.models.depth_range import fitted_path, fitted_range
 from idnerf.models.feature_pyramid import FeaturePyramid, PyramidFeatures
 from idnerf.models.fine_samples import FineOutput, FineSamples
 from idnerf.models.frustum_volume import MIRRORED_AXES, DepthDistribution, FrustumVolume
@@ -260,6 +260,10 @@ class Cascade(nn.Module):
         return fitted_range(
             self.volume, features.pyramid, features.cameras, target, planes, enlargement=features.enlargement
         )
+
+    def fit_path(self, features: CascadeFeatures, path: Cameras, quality: Quality = "full") -> Cameras:
+        """The cameras [frame] of one path with near and far moved alike in all frames, where enough of them need it."""
+        return fitted_path(lambda camera: self.fit_range(features, camera, quality), path)
 
     def _coarse_distributions(
         self, features: CascadeFeatures, tile: Cameras, planes: int, mirrorings: int

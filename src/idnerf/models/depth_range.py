@@ -8,6 +8,7 @@ suffice, or many that are not.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -57,7 +58,11 @@ ground 3 to 15 %, which are wrong and cost up to 2 dB."""
 BEYOND = 1.04
 """A vote lies beyond the range from this factor on: two planes of the coarse volume."""
 STEP = 1.15
-"""Ranges widen in steps of this factor, so that neighbouring frames of a video share theirs."""
+"""Ranges widen in steps of this factor, so that views that need about the same have the same."""
+PROBED_FRAMES = 12
+"""Frames of a path, evenly spaced, that say how far its bounds move."""
+FRAMES_THAT_MOVE = 1 / 3
+"""Share of them that must want a bound as far outwards as it moves for all."""
 
 
 def fitted_range(
@@ -93,6 +98,25 @@ def fitted_range(
         widened(found, voting, FEWEST_FAR_VOTES, target.far, nearer=False),
     )
     return target.with_bounds(near, far)
+
+
+def fitted_path(fit: Callable[[Cameras], Cameras], path: Cameras) -> Cameras:
+    """The cameras [frame] of one path with near and far moved by factors of the whole path: were every frame to decide
+    for itself, a vote more or less would show as a jump in the video.
+
+    Args:
+        fit: gives one camera [1] the range that it needs.
+    """
+    frames = len(path)
+    probed = sorted({round(i * (frames - 1) / max(1, PROBED_FRAMES - 1)) for i in range(PROBED_FRAMES)})
+    fitted = [fit(path[i : i + 1]) for i in probed]
+    outwards = {
+        "near": torch.cat([path.near[i : i + 1] / camera.near for i, camera in zip(probed, fitted, strict=True)]),
+        "far": torch.cat([camera.far / path.far[i : i + 1] for i, camera in zip(probed, fitted, strict=True)]),
+    }
+    enough = math.ceil(len(probed) * FRAMES_THAT_MOVE) - 1
+    near, far = (factors.sort(descending=True).values[enough] for factors in outwards.values())
+    return path.with_bounds(path.near / near, path.far * far)
 
 
 def probe_size(size: tuple[int, int]) -> tuple[int, int]:

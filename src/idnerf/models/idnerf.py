@@ -3,6 +3,7 @@
 Views(source), Cameras(target)
   IDNeRF.encode(source)                       once per set of source views
   IDNeRF.infer_latent(features, target)       once per target view
+  IDNeRF.fit_path(features, path)             once per video: a depth range for all of its frames
   IDNeRF.render_target(features, target)      tile by tile, ray chunk by ray chunk  -> RenderOutput
 """
 
@@ -246,6 +247,23 @@ class IDNeRF(nn.Module, HubModel):
         return self.core.infer_latent(features, target)
 
     @torch.no_grad()
+    def fit_path(self, features: Any, path: Cameras, *, quality: Quality = "full") -> Cameras:
+        """The cameras [frame] of a video with the depth range that the path as a whole needs, for ``render_target``
+        with ``fit_range=False``: frames that each decide for themselves may flicker.
+
+        Args:
+            features: of one set of source views.
+
+        Raises:
+            InputError: an unknown quality.
+        """
+        check_quality(quality)
+        if not isinstance(self.core, Cascade):
+            return path
+        with self._mixed_precision():
+            return self.core.fit_path(features, path, quality)
+
+    @torch.no_grad()
     def render_target(
         self,
         features: Any,
@@ -253,10 +271,14 @@ class IDNeRF(nn.Module, HubModel):
         *,
         quality: Quality = "full",
         latent: TargetLatent | None = None,
+        fit_range: bool = True,
     ) -> RenderOutput:
         """Render targets [batch] from encoded source views; tiled, so memory does not depend on the image size.
 
-        ``latent``: put in the place of the inferred one (``TargetLatent.with_values``: what does it do?).
+        Args:
+            latent: put in the place of the inferred one (``TargetLatent.with_values``: what does it do?).
+            fit_range: move near and far outwards where the sources show surfaces beyond them; not for frames of
+                ``fit_path``, which have the range of their path.
 
         Raises:
             InputError: an unknown quality.
@@ -266,7 +288,7 @@ class IDNeRF(nn.Module, HubModel):
         if isinstance(self.core, Cascade):
             core = self.core
             with self._mixed_precision():
-                target = core.fit_range(features, target, quality)
+                target = core.fit_range(features, target, quality) if fit_range else target
                 return render_in_tiles(
                     lambda tile: core.render_tile(features, tile, latent=latent, quality=quality), target
                 )
