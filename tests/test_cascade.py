@@ -17,7 +17,7 @@ from idnerf.data.procedural.generate import generate_scene
 from idnerf.errors import InputError
 from idnerf.geometry.cameras import crop, halve, resize
 from idnerf.geometry.precision import has_fast_bfloat16
-from idnerf.geometry.rays import image_rays, unproject
+from idnerf.geometry.rays import image_rays, pixel_centers, unproject
 from idnerf.models import fine_samples, frustum_volume, middle_stage
 from idnerf.models.cascade import Cascade, CascadeConfig, Quality
 from idnerf.models.feature_pyramid import PyramidFeatures, normalize_groups
@@ -29,7 +29,7 @@ from idnerf.models.fine_samples import (
     closed_ray_weights,
     composite_along_ray,
 )
-from idnerf.models.frustum_volume import MIRRORED_AXES, DepthDistribution, FrustumVolume, mirrored
+from idnerf.models.frustum_volume import MIRRORED_AXES, DepthDistribution, FrustumVolume, VoxelLookup, mirrored
 from idnerf.models.idnerf import IDNeRF, ModelConfig, config_from_json, config_to_json
 from idnerf.models.image_refinement import confidence_of
 from idnerf.models.middle_stage import MiddleOutput, MiddleStage
@@ -1051,3 +1051,43 @@ def test_mirrorings_of_either_quality_are_for_rendering_alone():
             torch.testing.assert_close(found(quality, **{other: 4}), alone, atol=0, rtol=0)
             assert (found(quality, **{own: 2}) - alone).abs().max() > 1e-3
         torch.testing.assert_close(found(quality, **{own: 2}), found(quality), atol=0, rtol=0)  # training
+
+
+def test_depth_at_half_the_size_reaches_samples_at_full_size():
+    """Every cell covers 4x4 pixels of the middle stage's and 8x8 of the coarse one's."""
+    torch.manual_seed(0)
+    cascade = waken(Cascade(TINY_CASCADE)).eval()
+    views, tile = plane_views(3, (64, 64))[None], plane_views(4, (64, 64)).cameras[3:]
+    with torch.no_grad():
+        features = cascade.encode(views)
+        output = cascade(features, tile, half_size_depth=True)
+        alone = cascade(features, halve(tile))
+    assert output.middle is not None and alone.middle is not None
+    torch.testing.assert_close(output.distribution.log_probabilities, alone.distribution.log_probabilities)
+    torch.testing.assert_close(output.middle.log_weights, alone.middle.log_weights)
+    assert output.render.rgb.shape == (1, 3, 64, 64) and output.middle.edges.shape[2:] == (16, 16)
+
+    quantiles = torch.rand(1, 64 * 64, 4).sort(-1).values
+    positions, rows = output.middle.draw((64, 64), quantiles)
+    at_half = quantiles.unflatten(1, (64, 64))[:, 1::2, ::2].flatten(1, 2)
+    expected_positions, expected_rows = alone.middle.draw((32, 32), at_half)
+    torch.testing.assert_close(positions[:, :, 1::2, ::2], expected_positions)
+    assert torch.equal(rows[:, :, 1::2, ::2], expected_rows)
+
+    pixels, where = pixel_centers((64, 64)), torch.rand(1, 2, 64, 64)
+    voxels = VoxelLookup(output.distribution, 64).at(pixels, where)
+    torch.testing.assert_close(voxels, VoxelLookup(alone.distribution, 32).at(pixels / 2, where))
+
+
+@pytest.mark.parametrize(("up_to", "at_half"), [(0, False), (50 * 40, False), (50 * 40 - 1, True)])
+def test_only_targets_above_a_size_find_depth_at_half_of_it(up_to, at_half, monkeypatch):
+    torch.manual_seed(0)
+    model = IDNeRF(ModelConfig(cascade=replace(TINY_CASCADE, full_size_depth_up_to=up_to))).eval()
+    views, target = plane_views(3, (64, 48)), plane_views(4, (50, 40)).cameras[3]
+    seen: list[tuple[int, int]] = []
+    volume = type(model.core.volume)
+    original = volume.forward
+    monkeypatch.setattr(volume, "forward", lambda *a, **k: (seen.append(a[3].size), original(*a, **k))[1])
+    output = model.render(views, target)
+    assert output.rgb.shape == (3, 40, 50) and torch.isfinite(output.rgb).all()
+    assert seen[-1] == ((32, 24) if at_half else (64, 48))  # a multiple of the tile's stride

@@ -234,8 +234,8 @@ def test_matching_maps_are_the_same(both, dtype, colours, generator):
 def test_voxels_are_the_same(both, planes, height4, width4, generator):
     logits = torch.randn(2, planes, height4, width4, generator=generator)
     features = torch.randn(2, 8, planes, height4, width4, generator=generator)
-    lookup = VoxelLookup(DepthDistribution(F.log_softmax(logits, 1), features))
     size = (4 * height4, 4 * width4)
+    lookup = VoxelLookup(DepthDistribution(F.log_softmax(logits, 1), features), size[0])
     pixels = torch.rand(*size, 2, generator=generator) * 1.2 * torch.tensor([size[1], size[0]])
     positions = torch.rand(2, 3, *size, generator=generator)
     positions[:, 0] = 0
@@ -546,7 +546,7 @@ def test_gradients_of_voxels_are_the_same(both_gradients, planes, height4, width
     positions[:, 1] = 1
 
     def look_up(features):
-        return [VoxelLookup(DepthDistribution(F.log_softmax(logits, 1), features)).at(pixels, positions)]
+        return [VoxelLookup(DepthDistribution(F.log_softmax(logits, 1), features), size[0]).at(pixels, positions)]
 
     (_, expected), (_, ours) = both_gradients(look_up, features)
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)

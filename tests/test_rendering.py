@@ -182,15 +182,16 @@ def test_small_target_is_one_tile_and_missing_confidence_stays_missing():
     height=st.integers(1, 4000),
     margin=st.integers(0, 40),
     surplus=st.integers(0, 300_000),
+    step=st.sampled_from([STEP, 2 * STEP]),
 )
-def test_no_tile_exceeds_its_pixels_and_tiles_cover_the_image(width, height, margin, surplus):
-    tile_pixels = max(9 * margin**2, (2 * margin + STEP) ** 2) + surplus
-    columns, rows = grid_of_tiles(width, height, tile_pixels, margin)
+def test_no_tile_exceeds_its_pixels_and_tiles_cover_the_image(width, height, margin, surplus, step):
+    tile_pixels = max(9 * margin**2, (2 * margin + step) ** 2) + surplus
+    columns, rows = grid_of_tiles(width, height, tile_pixels, margin, step)
     longest = []
     for length, count in [(width, columns), (height, rows)]:
-        runs = spans(length, count)
+        runs = spans(length, count, step)
         assert [run[0] for run in runs] == [0] + [run[1] for run in runs[:-1]]
         assert runs[-1][1] == length
-        assert all(start % STEP == 0 and end > start for start, end in runs)
+        assert all(start % step == 0 and end > start for start, end in runs)
         longest.append(max(min(length, end + margin) - max(0, start - margin) for start, end in runs))
     assert longest[0] * longest[1] <= tile_pixels

@@ -102,6 +102,9 @@ class CascadeConfig:
     enlarge_up_to: int = 0
     """Source photos of at most so many pixels are enlarged to twice their width and height before they are encoded for
     rendering. It takes weights that were trained so, with a share of the steps (`--enlarged-share`)."""
+    full_size_depth_up_to: int = 0
+    """Targets of more pixels find depth at half their size; only the samples along rays, colours and refinement are at
+    full size: what no window of training was as wide as, the network does not see in one piece. 0: none does."""
     planes: int = 48
     """Coarse inverse depths, quality `full`."""
     middle_hypotheses: int = 16
@@ -138,7 +141,7 @@ class CascadeConfig:
                 if not 1 <= value <= len(MIRRORED_AXES):
                     raise InputError(f"--model.cascade.{flag(name)}: expected 1 to {len(MIRRORED_AXES)}, got {value}")
                 continue
-            if name in ("cross_view_layers", "middle_hypotheses", "enlarge_up_to", "halvings"):
+            if name in ("cross_view_layers", "middle_hypotheses", "enlarge_up_to", "full_size_depth_up_to", "halvings"):
                 if value < 0:
                     raise InputError(f"--model.cascade.{flag(name)}: expected 0 or more, got {value}")
                 continue
@@ -265,6 +268,10 @@ class Cascade(nn.Module):
         """The cameras [frame] of one path with near and far moved alike in all frames, where enough of them need it."""
         return fitted_path(lambda camera: self.fit_range(features, camera, quality), path)
 
+    def has_half_size_depth(self, target: Cameras) -> bool:
+        """Whether depth of a whole target is to be found at half its size."""
+        return 0 < self.config.full_size_depth_up_to < target.width * target.height
+
     def _coarse_distributions(
         self, features: CascadeFeatures, tile: Cameras, planes: int, mirrorings: int
     ) -> tuple[DepthDistribution, ...]:
@@ -290,10 +297,12 @@ class Cascade(nn.Module):
         quality: Quality = "full",
         latent: TargetLatent | None = None,
         generator: torch.Generator | None = None,
+        half_size_depth: bool = False,
     ) -> CascadeOutput:
         """All stages for a target tile [batch]; ``generator`` jitters the samples (training).
 
-        ``latent``: of the whole target that the tile was cut from; None infers it for the tile.
+        ``latent``: of the whole target that the tile was cut from; None infers it for the tile. ``half_size_depth``:
+        coarse and middle stage see the tile at half its size.
         """
         c = self.config
         full = quality == "full"
@@ -301,7 +310,8 @@ class Cascade(nn.Module):
         width, height = target.size
         padded = (width + -width % self.tile_stride, height + -height % self.tile_stride)
         tile = crop(target, 0, 0, padded)
-        coarse = self._coarse_distributions(features, tile, planes, c.mirrorings if full else c.mirrorings_fast)
+        depth_tile = halve(tile) if half_size_depth else tile
+        coarse = self._coarse_distributions(features, depth_tile, planes, c.mirrorings if full else c.mirrorings_fast)
         distribution = coarse[0] if len(coarse) == 1 else coarse[0].mixed(coarse[1], c.half_size_share)
         latent = self.infer_latent(features, target) if latent is None else latent
         refine = self.view_refinement
@@ -310,7 +320,7 @@ class Cascade(nn.Module):
         middle = None
         if self.middle is not None:
             hypotheses = c.middle_hypotheses if full else c.middle_hypotheses_fast
-            middle = self.middle(features.pyramid, features.cameras, tile, distribution, hypotheses, generator)
+            middle = self.middle(features.pyramid, features.cameras, depth_tile, distribution, hypotheses, generator)
         fine = self.samples(features.pyramid, features.cameras, tile, distribution, samples, generator, cue, middle)
         refined = None if refine is None else refine(fine, token)
         to_blending, to_image = (refined.to_blending, refined.to_image) if refined else (None, None)
@@ -333,7 +343,8 @@ class Cascade(nn.Module):
         *,
         quality: Quality = "full",
         latent: TargetLatent | None = None,
+        half_size_depth: bool = False,
     ) -> RenderOutput:
         """Colour in [0, 1], depth, opacity and confidence of a target tile [batch]."""
-        output = self(features, target, quality=quality, latent=latent).render
+        output = self(features, target, quality=quality, latent=latent, half_size_depth=half_size_depth).render
         return RenderOutput(output.rgb.clamp(0, 1), output.depth, output.opacity, output.confidence)

@@ -166,7 +166,7 @@ class FineSamples(nn.Module):
         size = (target.height, target.width)
         positions, rows_at = self._draw(distribution, middle, size, samples, generator)
         table = None if middle is None else middle.rows()
-        voxels = VoxelLookup(distribution)
+        voxels = VoxelLookup(distribution, target.height)
         if torch.is_grad_enabled():
             middle_cues = None if table is None else table.index_select(0, rows_at.flatten())
             return self._shade(features, source, target, voxels, positions, 0, ray_cue, middle_cues)

@@ -75,11 +75,11 @@ def mirrored(volume: Tensor, axes: tuple[int, ...]) -> Tensor:
 
 
 class VoxelLookup:
-    """Coarse voxel features and log-probability at any point of a tile; made once per tile."""
+    """Coarse voxel features and log-probability at any point of a tile of ``height``; made once per tile."""
 
-    def __init__(self, distribution: DepthDistribution):
+    def __init__(self, distribution: DepthDistribution, height: int):
         log_probabilities = distribution.log_probabilities
-        self.planes = log_probabilities.shape[1]
+        self.planes, self.cell_side = log_probabilities.shape[1], height // log_probabilities.shape[2]
         cells = torch.cat([distribution.features, log_probabilities[:, None] * 0.2], 1)
         self.cells = cells.permute(0, 2, 3, 4, 1).contiguous()
 
@@ -87,7 +87,7 @@ class VoxelLookup:
         self, pixels: Float[Tensor, "height width 2"], positions: Float[Tensor, "batch sample height width"]
     ) -> Float[Tensor, "batch point channel"]:
         """At ``pixels`` of the full-resolution tile and ``positions`` in [0, 1] of inverse depth, sample by sample."""
-        cell = pixels / FrustumVolume.scale
+        cell = pixels / self.cell_side
         compiled = gradients.chosen(self.cells, cell, positions)
         if compiled is not None:
             return compiled.look_up_voxels(self.cells, cell.flatten(0, 1), positions.flatten(2))

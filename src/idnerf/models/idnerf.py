@@ -11,6 +11,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -33,7 +34,7 @@ from idnerf.models.enlargement import ENLARGEMENT, enlarged
 from idnerf.models.latent import TargetLatent
 from idnerf.models.model_card import CardFacts, Report, card_figures, card_text
 from idnerf.models.paper import PaperConfig, PaperModel
-from idnerf.rendering.renderer import concatenate, render_in_tiles
+from idnerf.rendering.renderer import STEP, TILE_MARGIN, TILE_PIXELS, concatenate, render_in_tiles
 from idnerf.types import Cameras, RenderOutput, Views
 
 ADDED_PARTS = (
@@ -289,8 +290,15 @@ class IDNeRF(nn.Module, HubModel):
             core = self.core
             with self._mixed_precision():
                 target = core.fit_range(features, target, quality) if fit_range else target
+                half = core.has_half_size_depth(target)
+                render_tile = partial(core.render_tile, features, latent=latent, quality=quality, half_size_depth=half)
+                scale = 2 if half else 1  # of the cells, and of what lies around them
                 return render_in_tiles(
-                    lambda tile: core.render_tile(features, tile, latent=latent, quality=quality), target
+                    render_tile,
+                    target,
+                    tile_pixels=scale * TILE_PIXELS,
+                    margin=scale * TILE_MARGIN,
+                    step=scale * STEP,
                 )
         core_paper = self.core
         return render_in_tiles(lambda tile: core_paper.render_tile(features, tile, latent=latent), target, margin=0)

@@ -46,12 +46,13 @@ class MiddleOutput:
     ) -> tuple[Float[Tensor, "batch sample height width"], Int64[Tensor, "batch sample height width"]]:
         """Positions of a full-resolution tile ``size`` (height, width), and the row of ``rows`` each one lies in.
 
-        A pixel takes the distribution of the half-resolution pixel that it belongs to: mixing neighbours would mix
-        surfaces across depth edges. ``quantiles`` in [0, 1] ascend along the last axis; rays are row by row.
+        A pixel takes the distribution of the cell that it belongs to, of 2x2 pixels or more: mixing neighbours would
+        mix surfaces across depth edges. ``quantiles`` in [0, 1] ascend along the last axis; rays are row by row.
         """
         batch, bins, height2, width2 = self.log_weights.shape
         cell = torch.arange(height2 * width2, device=self.edges.device).unflatten(0, (height2, width2))
-        cell = cell.repeat_interleave(2, 0).repeat_interleave(2, 1)[: size[0], : size[1]].flatten()
+        side = size[0] // height2
+        cell = cell.repeat_interleave(side, 0).repeat_interleave(side, 1)[: size[0], : size[1]].flatten()
         edges = self.edges.flatten(2).transpose(1, 2)[:, cell]
         weights = self.log_weights.exp().flatten(2).transpose(1, 2)[:, cell]
         positions, index = sample_bins(edges, weights, quantiles)
@@ -106,7 +107,7 @@ class MiddleStage(nn.Module):
         size = (target.height // self.scale, target.width // self.scale)
         edges, looked_at = self._draw(distribution, size, hypotheses, generator)
         centers = pixel_centers((size[1], size[0]), target.device) * self.scale
-        voxels, pixels = VoxelLookup(distribution), centers.reshape(-1, 2)
+        voxels, pixels = VoxelLookup(distribution, target.height), centers.reshape(-1, 2)
         A, b = frustum_homography(target, source)
         rays = homography_rays(A, pixels)  # batch view pixel 3
         chunk = hypotheses if torch.is_grad_enabled() else HYPOTHESES_PER_CHUNK

@@ -27,6 +27,7 @@ def render_in_tiles(
     *,
     tile_pixels: int = TILE_PIXELS,
     margin: int = TILE_MARGIN,
+    step: int = STEP,
 ) -> RenderOutput:
     """Render ``target`` [batch] with a function that renders one (cropped) target.
 
@@ -36,11 +37,11 @@ def render_in_tiles(
     width, height = target.size
     if width * height <= tile_pixels:
         return render_tile(target)
-    columns, rows = grid_of_tiles(width, height, tile_pixels, margin)
+    columns, rows = grid_of_tiles(width, height, tile_pixels, margin, step)
     bands = []
-    for top, bottom in spans(height, rows):
+    for top, bottom in spans(height, rows, step):
         tiles = []
-        for left, right in spans(width, columns):
+        for left, right in spans(width, columns, step):
             x0, x1 = max(0, left - margin), min(width, right + margin)
             y0, y1 = max(0, top - margin), min(height, bottom + margin)
             output = render_tile(crop(target, x0, y0, (x1 - x0, y1 - y0)))
@@ -50,23 +51,23 @@ def render_in_tiles(
     return concatenate(bands, dim=-2)
 
 
-def grid_of_tiles(width: int, height: int, tile_pixels: int, margin: int) -> tuple[int, int]:
+def grid_of_tiles(width: int, height: int, tile_pixels: int, margin: int, step: int = STEP) -> tuple[int, int]:
     """Fewest (columns, rows) of nearly square tiles that have, with their margins, at most ``tile_pixels``.
 
     A tile is never narrower than its margin, or it would be mostly margin.
     """
-    side = max(math.isqrt(tile_pixels) - 2 * margin, margin, STEP)
-    side -= side % STEP  # ``spans`` begin at multiples of it: a run could otherwise round up beyond the side
+    side = max(math.isqrt(tile_pixels) - 2 * margin, margin, step)
+    side -= side % step  # ``spans`` begin at multiples of it: a run could otherwise round up beyond the side
     return math.ceil(width / side), math.ceil(height / side)
 
 
-def spans(length: int, count: int) -> list[tuple[int, int]]:
-    """Split ``length`` into ``count`` nearly equal runs, each starting at a multiple of ``STEP``.
+def spans(length: int, count: int, step: int = STEP) -> list[tuple[int, int]]:
+    """Split ``length`` into ``count`` nearly equal runs, each starting at a multiple of ``step``.
 
     None is longer than length / count rounded up to such a multiple.
     """
-    cells = math.ceil(length / STEP)
-    edges = [cells * i // count * STEP for i in range(count)] + [length]
+    cells = math.ceil(length / step)
+    edges = [cells * i // count * step for i in range(count)] + [length]
     return [(a, b) for a, b in itertools.pairwise(edges) if b > a]
 
 
