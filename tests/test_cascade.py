@@ -1,8 +1,8 @@
 """The cascade: parity with naive references, invariances, geometry on an exact plane, gradients, weights on disk."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from statistics import median
 
 import pytest
@@ -443,7 +443,10 @@ def test_large_targets_are_tiled_and_nearly_the_same(monkeypatch, deeper):
     monkeypatch.setattr(
         Cascade, "render_tile", lambda self, f, t, **kw: (sizes.append(t.size), tile(self, f, t, **kw))[1]
     )
-    small_tiles = partial(render_in_tiles, tile_pixels=10_000)
+
+    def small_tiles(render_tile: Callable[[Cameras], RenderOutput], target: Cameras, **_: int) -> RenderOutput:
+        return render_in_tiles(render_tile, target, tile_pixels=10_000)
+
     for seed in range(4):
         torch.manual_seed(seed)
         model = waken(IDNeRF(ModelConfig(cascade=DEEPER if deeper else TINY_CASCADE)), seed).eval()

@@ -67,8 +67,9 @@ def check_held_out(count: int) -> None:
 CASCADE_LOSS = LossConfig(
     mse=5.0, charbonnier=1.0, ssim=0.4, blend=0.5, depth_distribution=0.2, depth=1.0, confidence=0.01
 )
-SMALL_PHOTO = 700_000
-"""Pixels of a photo up to which enlarging it for rendering was measured, and gained (docs/cascade.md)."""
+SMALL_PHOTO = 1_000_000
+"""Pixels of a photo up to which enlarging it for rendering gained, and of a target above which depth at half its size
+did (docs/cascade.md)."""
 PAPER_OPTIMIZER = OptimizerConfig(encoder_lr=5e-5, decoder_lr=5e-5, beta2=0.999, ema_decay=0.0)
 ID_NERF = ModelConfig(configuration="paper", paper=PaperConfig(view_refinement=True, latent_query="pixel"))
 """The paper's network; ``latent_query="global"`` is the public code's reading of its latent."""
@@ -76,7 +77,11 @@ ID_NERF = ModelConfig(configuration="paper", paper=PaperConfig(view_refinement=T
 PRESETS: dict[str, ProceduralTraining | DTUTraining] = {
     "cascade-procedural": ProceduralTraining(
         TrainerConfig(
-            model=ModelConfig(cascade=CascadeConfig(enlarge_up_to=SMALL_PHOTO)),
+            model=ModelConfig(
+                cascade=CascadeConfig(
+                    enlarge_up_to=SMALL_PHOTO, full_size_depth_up_to=SMALL_PHOTO, mirrorings=4, mirrorings_fast=2
+                )
+            ),
             loss=CASCADE_LOSS,
             optimizer=OptimizerConfig(),
             enlarged_share=0.5,
