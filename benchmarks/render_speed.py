@@ -34,7 +34,7 @@ def seconds_a_frame(model: IDNeRF, features: Any, target: Cameras, quality: Qual
 
     def make(_: int) -> float:
         with torch.inference_mode():
-            model.render_target(features, target, quality=quality)
+            model.render_target(features, target, quality=quality, fit_range=False)  # the path's
         if target.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()

@@ -20,6 +20,7 @@ from idnerf.commands.options import load_model
 from idnerf.compiled.dispatch import SWITCH
 from idnerf.config import CASCADE_LOSS, ID_NERF
 from idnerf.geometry.cameras import crop
+from idnerf.models.cascade import Cascade
 from idnerf.models.idnerf import IDNeRF, ModelConfig
 from idnerf.models.paper import PaperConfig
 from idnerf.models.published import published_name
@@ -135,19 +136,30 @@ class OurSystem:
         with torch.inference_mode():
             return self.model.encode(self.batch.source)
 
-    def render(self, features: Any, rows: int) -> Any:
+    def render(self, features: Any, rows: int, *, fit_range: bool = True) -> Any:
         """The middle ``rows`` of the target."""
         target = self.batch.target.cameras
         band = crop(target, 0, (target.height - rows) // 2, (target.width, rows))
         with torch.inference_mode():
             latent = self.model.infer_latent(features, target)
-            return self.model.render_target(features, band, quality=self.quality, latent=latent)
+            core = self.model.core
+            half = core.has_half_size_depth(target) if isinstance(core, Cascade) else None
+            return self.model.render_target(
+                features, band, quality=self.quality, latent=latent, fit_range=fit_range, half_size_depth=half
+            )
 
     def render_path(self) -> None:
         """Encode the sources, then render the target again and again as `idnerf render` does, dropping the pictures."""
         features = self.encode()
         device = self.batch.target.images.device
-        for _ in made_at_once(self.case.frames, lambda _: self.render(features, self.case.size[1]).rgb.cpu(), device):
+        target = self.batch.target.cameras
+        with torch.inference_mode():
+            self.model.fit_path(features, target[[0] * self.case.frames], quality=self.quality)
+
+        def frame(_: int) -> Any:
+            return self.render(features, self.case.size[1], fit_range=False).rgb.cpu()
+
+        for _ in made_at_once(self.case.frames, frame, device):
             pass
 
     def training_step(self) -> Callable[[], None]:

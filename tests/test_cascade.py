@@ -1082,6 +1082,35 @@ def test_depth_at_half_the_size_reaches_samples_at_full_size():
     torch.testing.assert_close(voxels, VoxelLookup(alone.distribution, 32).at(pixels / 2, where))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"middle_hypotheses": 0},
+        {"half_size_share": 0.7},
+        {"view_refinement": True, "latent_query": "pixel"},
+    ],
+)
+def test_depth_at_half_the_size_in_tiles_and_batches_is_nearly_the_same(changes, monkeypatch):
+    torch.manual_seed(0)
+    config = replace(TINY_CASCADE, mirrorings=4, full_size_depth_up_to=1, **changes)
+    model = waken(IDNeRF(ModelConfig(cascade=config)), 1).eval()
+    views = plane_views(3, (64, 48))
+    targets = plane_views(5, (250, 190)).cameras[3:]
+    whole = model.render(Views(views.images.expand(2, -1, -1, -1, -1), views.cameras[None][[0, 0]]), targets)
+    alone = model.render(views, targets[1])
+    assert whole.rgb.shape == (2, 3, 190, 250)
+    torch.testing.assert_close(whole.rgb[1], alone.rgb, atol=1e-4, rtol=0)
+
+    def small_tiles(render_tile, target, *, margin, step, **_):
+        assert (margin, step) == (64, 64)
+        return render_in_tiles(render_tile, target, tile_pixels=200 * 200, margin=margin, step=step)
+
+    monkeypatch.setattr("idnerf.models.idnerf.render_in_tiles", small_tiles)
+    tiled = model.render(views, targets[1])
+    assert (tiled.rgb - alone.rgb).abs().mean() < 0.02
+
+
 @pytest.mark.parametrize(("up_to", "at_half"), [(0, False), (50 * 40, False), (50 * 40 - 1, True)])
 def test_only_targets_above_a_size_find_depth_at_half_of_it(up_to, at_half, monkeypatch):
     torch.manual_seed(0)

@@ -11,6 +11,7 @@ import torch
 from idnerf import load_scene
 from idnerf.data.procedural.config import ProceduralConfig
 from idnerf.data.procedural.generate import generate_scene
+from idnerf.errors import InputError
 from idnerf.evaluation.metrics import psnr
 from idnerf.geometry.rays import pixel_centers
 from idnerf.models.cascade import Cascade
@@ -32,7 +33,7 @@ from idnerf.models.frustum_volume import DepthDistribution, FrustumVolume
 from idnerf.models.idnerf import IDNeRF, ModelConfig
 from idnerf.rendering.sampling import inverse_depth_planes
 from idnerf.types import Cameras
-from tiny_cases import TINY_CASCADE, TINY_PAPER, plane_views
+from tiny_cases import TINY_CASCADE, TINY_PAPER, plane_views, waken, with_latent
 
 
 def after_votes(depths: torch.Tensor, voting: torch.Tensor, fewest: float, nearer: bool) -> float:
@@ -203,9 +204,10 @@ def test_a_path_moves_its_bounds_alike_where_a_third_of_its_frames_want_it(frame
 
 
 @torch.no_grad()
-def test_frames_of_a_fitted_path_keep_its_range_and_a_single_one_is_rendered_as_by_itself(monkeypatch):
+@pytest.mark.parametrize("latent", [False, True])
+def test_frames_of_a_fitted_path_keep_its_range_and_a_single_one_is_rendered_as_by_itself(latent, monkeypatch):
     torch.manual_seed(0)
-    model = IDNeRF(ModelConfig(cascade=TINY_CASCADE)).eval()
+    model = waken(IDNeRF(with_latent("cascade", "pixel") if latent else ModelConfig(cascade=TINY_CASCADE))).eval()
     views = plane_views(3, (64, 48))
     features, path = model.encode(views[None]), plane_views(6, (64, 48)).cameras[3:]
     wide = path.with_bounds(path.near / STEP, path.far * STEP)
@@ -213,7 +215,7 @@ def test_frames_of_a_fitted_path_keep_its_range_and_a_single_one_is_rendered_as_
     fitted = model.fit_path(features, path)
     torch.testing.assert_close(fitted.near, wide.near)
     torch.testing.assert_close(fitted.far, wide.far)
-    by_path = model.render_target(features, fitted[:1], fit_range=False)
+    by_path = model.render_target(features, fitted[:1], latent=model.infer_latent(features, path[:1]), fit_range=False)
     by_itself = model.render_target(features, path[:1])
     torch.testing.assert_close(by_path.depth, by_itself.depth)
     torch.testing.assert_close(by_path.rgb, by_itself.rgb)
@@ -221,3 +223,6 @@ def test_frames_of_a_fitted_path_keep_its_range_and_a_single_one_is_rendered_as_
     assert (as_given.depth - by_path.depth).abs().max() > 1e-3
     paper = IDNeRF(ModelConfig(configuration="paper", paper=TINY_PAPER)).eval()
     assert paper.fit_path(None, path) is path
+    for wrong in (path[0], path[:0]):
+        with pytest.raises(InputError, match=r"expected the cameras \[frame\] of a path"):
+            model.fit_path(features, wrong)

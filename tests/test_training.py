@@ -1254,6 +1254,21 @@ def test_a_resumed_run_finds_its_options_again_and_takes_new_ones(tmp_path, pool
         train_command(["matchnerf-procedural", "--resume", str(run)])
 
 
+def test_a_run_from_before_a_model_option_is_resumed_without_flags_whatever_its_preset_says(tmp_path, pool, dtu_root):
+    run, name = tmp_path / "run", "cascade-procedural"
+    here = ["--device", "cpu", "--workers", "0"]
+    train_command([name, *flags_of(tiny_preset(name, run, pool, dtu_root)), *here, "--out", str(run)])
+    tensors, metadata = read_tensors(run / STATE_FILE)
+    del metadata["train_config"]["model"]["cascade"]["mirrorings"]
+    flags, flag = metadata["options"]["flags"], "--model.cascade.mirrorings"
+    del flags[flags.index(flag) : flags.index(flag) + 2]
+    write_tensors(run / STATE_FILE, tensors, metadata)
+    assert PRESETS[name].trainer.model.cascade.mirrorings == 4
+    train_command([name, "--resume", str(run), "--steps", "3", *here])
+    assert load_state(run / STATE_FILE).step == 3
+    assert IDNeRF.from_pretrained(run).config.cascade.mirrorings == 1
+
+
 # Several processes
 
 

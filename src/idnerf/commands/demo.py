@@ -58,12 +58,16 @@ def demo(out: Path = Path("out/demo"), *, frames: int = 30, device: str = "auto"
         write_png(out / "comparison.png", contact_sheet([photos, results]))
 
         features = model.encode(source[None])
-        path = model.fit_path(features, camera_path("spiral", source.cameras, frames), quality="fast")
+        path = camera_path("spiral", source.cameras, frames)
+        fitted = model.fit_path(features, path, quality="fast")
         with progress_bar("video") as update:
 
             def picture(number: int) -> Tensor:
                 with torch.inference_mode():  # of this thread
-                    frame = model.render_target(features, path[number][None], quality="fast", fit_range=False)
+                    latent = model.infer_latent(features, path[number][None])
+                    frame = model.render_target(
+                        features, fitted[number][None], quality="fast", latent=latent, fit_range=False
+                    )
                     return torch.cat([frame.rgb[0].cpu(), colorize_depth(frame.depth[0].cpu(), near, far)], -1)
 
             pictures = made_at_once(frames, picture, where)

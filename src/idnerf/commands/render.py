@@ -111,12 +111,16 @@ def render(
     with torch.inference_mode():
         features = model.encode(loaded.views(list(chosen)).to(where)[None])
         encoded = time.perf_counter() - start
-        fitted = model.fit_path(features, cameras.to(where), quality=quality)
+        given = cameras.to(where)
+        fitted = model.fit_path(features, given, quality=quality)
         with progress_bar("rendering", quiet=not ranks.first) as update:
 
             def frame(number: int) -> RenderOutput:
                 with torch.inference_mode():  # of this thread
-                    output = model.render_target(features, fitted[number][None], quality=quality, fit_range=False)
+                    latent = model.infer_latent(features, given[number][None])
+                    output = model.render_target(
+                        features, fitted[number][None], quality=quality, latent=latent, fit_range=False
+                    )
                     return output.map(lambda x: x.float().cpu())
 
             if ranks.world == 1:

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from idnerf.commands.options import check_writable, choose_device
 from idnerf.commands.parsing import parse
 from idnerf.config import PRESETS, run_training
 from idnerf.errors import InputError
-from idnerf.models.idnerf import read_model_config
+from idnerf.models.idnerf import config_from_json, read_model_config
 from idnerf.ranks import is_first_process
 from idnerf.training.trainer import TrainerConfig
 
@@ -89,12 +89,26 @@ def recorded_flags(name: str, arguments: Sequence[str]) -> list[str]:
     path = Path(run or "") / STATE_FILE
     if run is None or not path.is_file():
         return []
-    options = read_metadata(path, "training state").get("options") or {}
+    state = read_metadata(path, "training state")
+    options = state.get("options") or {}
     if not options and is_first_process(os.environ):
         print(f"warning: {path} does not say how it was started: give the options of then", file=sys.stderr)
     if options and options["preset"] != name:
         raise InputError(f"{run} was started with the preset {options['preset']}, got {name}; give that one")
-    return options.get("flags", [])
+    flags: list[str] = options.get("flags", [])
+    return [*flags, *flags_of_missing_options(state)] if flags else flags
+
+
+def flags_of_missing_options(state: Mapping[str, Any]) -> Iterator[str]:
+    """Model options that the run could not say, as they were none then: it has none of them, whatever its preset says
+    today."""
+    model = state["train_config"]["model"]
+    name = model["configuration"]
+    known = model[name]
+    config = getattr(config_from_json({"configuration": name, name: known}), name)
+    for field in dataclasses.fields(config):
+        if field.name not in known:
+            yield from flags_of(config, f"model.{name}.", [field.name])
 
 
 def value_of(flag: str, arguments: Sequence[str]) -> str | None:
@@ -108,9 +122,11 @@ def value_of(flag: str, arguments: Sequence[str]) -> str | None:
     return None if found in (None, "None") else found
 
 
-def flags_of(config: Any, prefix: str = "") -> Iterator[str]:
-    """The flags that make a preset's configuration, all but those of ``PER_START``."""
+def flags_of(config: Any, prefix: str = "", only: Collection[str] | None = None) -> Iterator[str]:
+    """The flags that make a preset's configuration, all but those of ``PER_START``; ``only`` of these fields."""
     for field in dataclasses.fields(config):
+        if only is not None and field.name not in only:
+            continue
         value = getattr(config, field.name)
         name = field.name.replace("_", "-")
         if dataclasses.is_dataclass(value):

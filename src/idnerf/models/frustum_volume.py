@@ -79,7 +79,7 @@ class VoxelLookup:
 
     def __init__(self, distribution: DepthDistribution, height: int):
         log_probabilities = distribution.log_probabilities
-        self.planes, self.cell_side = log_probabilities.shape[1], height // log_probabilities.shape[2]
+        self.planes, self.cell_side = log_probabilities.shape[1], -(-height // log_probabilities.shape[2])
         cells = torch.cat([distribution.features, log_probabilities[:, None] * 0.2], 1)
         self.cells = cells.permute(0, 2, 3, 4, 1).contiguous()
 

@@ -250,15 +250,18 @@ class IDNeRF(nn.Module, HubModel):
     @torch.no_grad()
     def fit_path(self, features: Any, path: Cameras, *, quality: Quality = "full") -> Cameras:
         """The cameras [frame] of a video with the depth range that the path as a whole needs, for ``render_target``
-        with ``fit_range=False``: frames that each decide for themselves may flicker.
+        with ``fit_range=False``: frames that each decide for themselves may flicker. A latent is of a frame as it was
+        given: pass it to ``render_target``.
 
         Args:
             features: of one set of source views.
 
         Raises:
-            InputError: an unknown quality.
+            InputError: an unknown quality; no frames.
         """
         check_quality(quality)
+        if len(path.shape) != 1 or len(path) == 0:
+            raise InputError(f"expected the cameras [frame] of a path, got shape {list(path.shape)}")
         if not isinstance(self.core, Cascade):
             return path
         with self._mixed_precision():
@@ -273,6 +276,7 @@ class IDNeRF(nn.Module, HubModel):
         quality: Quality = "full",
         latent: TargetLatent | None = None,
         fit_range: bool = True,
+        half_size_depth: bool | None = None,
     ) -> RenderOutput:
         """Render targets [batch] from encoded source views; tiled, so memory does not depend on the image size.
 
@@ -280,6 +284,8 @@ class IDNeRF(nn.Module, HubModel):
             latent: put in the place of the inferred one (``TargetLatent.with_values``: what does it do?).
             fit_range: move near and far outwards where the sources show surfaces beyond them; not for frames of
                 ``fit_path``, which have the range of their path.
+            half_size_depth: find depth at half the targets' size; None as the configuration says for that size. For a
+                window of a target, what it says for the whole.
 
         Raises:
             InputError: an unknown quality.
@@ -290,7 +296,7 @@ class IDNeRF(nn.Module, HubModel):
             core = self.core
             with self._mixed_precision():
                 target = core.fit_range(features, target, quality) if fit_range else target
-                half = core.has_half_size_depth(target)
+                half = core.has_half_size_depth(target) if half_size_depth is None else half_size_depth
                 render_tile = partial(core.render_tile, features, latent=latent, quality=quality, half_size_depth=half)
                 scale = 2 if half else 1  # of the cells, and of what lies around them
                 return render_in_tiles(

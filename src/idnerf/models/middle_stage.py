@@ -51,7 +51,7 @@ class MiddleOutput:
         """
         batch, bins, height2, width2 = self.log_weights.shape
         cell = torch.arange(height2 * width2, device=self.edges.device).unflatten(0, (height2, width2))
-        side = size[0] // height2
+        side = -(-size[0] // height2)
         cell = cell.repeat_interleave(side, 0).repeat_interleave(side, 1)[: size[0], : size[1]].flatten()
         edges = self.edges.flatten(2).transpose(1, 2)[:, cell]
         weights = self.log_weights.exp().flatten(2).transpose(1, 2)[:, cell]

@@ -18,7 +18,8 @@ TILE_PIXELS = 330_000
 TILE_MARGIN = 32
 """Pixels around a tile that are rendered and cut away."""
 STEP = 32
-"""Tiles begin at multiples of this: the cascade's coarsest cells, 32 pixels wide, then lie alike in every tile."""
+"""Tiles begin at multiples of this: the cascade's coarsest cells, 32 pixels wide, then lie alike in every tile; in
+its mirror images but for tiles at the right and lower end, whose size is what is left."""
 
 
 def render_in_tiles(
