@@ -101,8 +101,10 @@ def recorded_flags(name: str, arguments: Sequence[str]) -> list[str]:
 
 def flags_of_missing_options(state: Mapping[str, Any]) -> Iterator[str]:
     """Model options that the run could not say, as they were none then: it has none of them, whatever its preset says
-    today."""
-    model = state["train_config"]["model"]
+    today. A prior's run has no model."""
+    model = state["train_config"].get("model")
+    if model is None:
+        return
     name = model["configuration"]
     known = model[name]
     config = getattr(config_from_json({"configuration": name, name: known}), name)
