@@ -108,9 +108,8 @@ def flags_of_missing_options(state: Mapping[str, Any]) -> Iterator[str]:
     name = model["configuration"]
     known = model[name]
     config = getattr(config_from_json({"configuration": name, name: known}), name)
-    for field in dataclasses.fields(config):
-        if field.name not in known:
-            yield from flags_of(config, f"model.{name}.", [field.name])
+    missing = {field.name for field in dataclasses.fields(config)} - known.keys()
+    yield from flags_of(config, f"model.{name}.", missing)
 
 
 def value_of(flag: str, arguments: Sequence[str]) -> str | None:

@@ -109,14 +109,12 @@ def fitted_path(fit: Callable[[Cameras], Cameras], path: Cameras) -> Cameras:
     """
     frames = len(path)
     probed = sorted({round(i * (frames - 1) / max(1, PROBED_FRAMES - 1)) for i in range(PROBED_FRAMES)})
-    fitted = [fit(path[i : i + 1]) for i in probed]
-    outwards = {
-        "near": torch.cat([path.near[i : i + 1] / camera.near for i, camera in zip(probed, fitted, strict=True)]),
-        "far": torch.cat([camera.far / path.far[i : i + 1] for i, camera in zip(probed, fitted, strict=True)]),
-    }
+    given, fitted = path[probed], [fit(path[i : i + 1]) for i in probed]
+    nearer = given.near / torch.cat([camera.near for camera in fitted])
+    farther = torch.cat([camera.far for camera in fitted]) / given.far
     enough = math.ceil(len(probed) * FRAMES_THAT_MOVE) - 1
-    near, far = (factors.sort(descending=True).values[enough] for factors in outwards.values())
-    return path.with_bounds(path.near / near, path.far * far)
+    nearer, farther = (factors.sort(descending=True).values[enough] for factors in (nearer, farther))
+    return path.with_bounds(path.near / nearer, path.far * farther)
 
 
 def probe_size(size: tuple[int, int]) -> tuple[int, int]:
