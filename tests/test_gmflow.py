@@ -61,14 +61,15 @@ def test_shifted_windows_are_the_published_rolled_and_masked_ones(size, generato
             elif (region_row, region_column) != (region_row2, region_column2):
                 scores[i, j] -= 100
     expected = attention.norm(attention.merge(scores.softmax(-1) @ values)).unflatten(0, size)
-    torch.testing.assert_close(attention(maps, other, 2, shifted=True)[0], expected, atol=1e-5, rtol=1e-5)
+    ours = attention(attention.query(maps), attention.key_value(other), 2, shifted=True)
+    torch.testing.assert_close(ours[0], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_window_attention_equals_a_loop_over_cells(generator):
     torch.manual_seed(0)
     attention = WindowAttention(8)
     maps, other = torch.randn(2, 1, 4, 4, 8, generator=generator).unbind()
-    ours = attention(maps, other, 2, shifted=False)
+    ours = attention(attention.query(maps), attention.key_value(other), 2, shifted=False)
     for row, column in [(0, 0), (1, 3), (2, 1), (3, 3)]:
         r, c = row // 2 * 2, column // 2 * 2
         window = other[0, r : r + 2, c : c + 2].reshape(4, 8)

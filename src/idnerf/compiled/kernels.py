@@ -98,6 +98,18 @@ def where_equal(typing_context, first, second, value):
     return value(first, second, value), generate
 
 
+@intrinsic
+@no_type_check
+def where_positive(typing_context, number, value):
+    """Lanes of ``value`` where ``number`` is above 0, 0 elsewhere."""
+
+    def generate(context, builder, signature, arguments):
+        zero = _constant(0.0, value.length)
+        return builder.select(builder.fcmp_ordered(">", arguments[0], zero), arguments[1], zero)
+
+    return value(number, value), generate
+
+
 @intrinsic(prefer_literal=True)
 @no_type_check
 def load(typing_context, array, index, length):

@@ -24,11 +24,12 @@ class MixingBlock(CrossViewBlock):
         """``shifted``: windows begin half a window later."""
         shape, view = maps.shape, maps.shape[1]
         flat = maps.flatten(0, 1)
-        flat = flat + self.self_attention(flat, flat, SPLITS, shifted)
+        own, other = self.self_attention, self.cross_attention
+        flat = flat + own(own.query(flat), own.key_value(flat), SPLITS, shifted)
+        query, shown = other.query(flat), other.key_value(flat).unflatten(0, shape[:2])
         heard = torch.zeros_like(flat)
         for offset in range(1, view):  # view i hears view i + offset
-            others = flat.unflatten(0, shape[:2]).roll(-offset, 1).flatten(0, 1)
-            heard = heard + self.cross_attention(flat, others, SPLITS, shifted)
+            heard = heard + other(query, shown.roll(-offset, 1).flatten(0, 1), SPLITS, shifted)
         return (flat + self._fed_forward(torch.cat([flat, heard / (view - 1)], -1))).unflatten(0, shape[:2])
 
 

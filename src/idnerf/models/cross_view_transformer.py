@@ -58,23 +58,29 @@ class WindowAttention(nn.Module):
         self.merge = nn.Linear(channels, channels, bias=False)
         self.norm = nn.LayerNorm(channels)
 
+    def key_value(self, maps: Float[Tensor, "*n channel"]) -> Float[Tensor, "*n twice"]:
+        """Keys beside values."""
+        return F.linear(maps, torch.cat([self.key.weight, self.value.weight]))
+
     def forward(
         self,
-        maps: Float[Tensor, "sequence height width channel"],
-        attended: Float[Tensor, "sequence height width channel"],
+        queries: Float[Tensor, "sequence height width channel"],
+        keys_values: Float[Tensor, "sequence height width twice"],
         splits: int,
         shifted: bool,
     ) -> Float[Tensor, "sequence height width channel"]:
-        """``shifted``: windows begin half a window later, see ``window_edges``."""
-        heights, widths = ([b - a for a, b in pairwise(window_edges(n, splits, shifted))] for n in maps.shape[1:3])
-        # ``split``, not indices: the gradient of each would be as large as the map
-        projected = (x.split(heights, 1) for x in (self.query(maps), self.key(attended), self.value(attended)))
+        """Args: what the layers of these names make of the maps, keys beside values; ``shifted``: windows begin half a
+        window later, see ``window_edges``."""
+        heights, widths = ([b - a for a, b in pairwise(window_edges(n, splits, shifted))] for n in queries.shape[1:3])
         bands = []
-        for rows in zip(*projected, strict=True):
+        # ``split``, not indices: the gradient of each would be as large as the map
+        for rows in zip(queries.split(heights, 1), keys_values.split(heights, 1), strict=True):
             windows = []
-            for window in zip(*(x.split(widths, 2) for x in rows), strict=True):
-                message = F.scaled_dot_product_attention(*(x[:, None].flatten(2, 3) for x in window))
-                windows.append(message[:, 0].unflatten(1, window[0].shape[1:3]))
+            for query, key_value in zip(*(x.split(widths, 2) for x in rows), strict=True):
+                size = query.shape[1:3]
+                query, key_value = (x.flatten(1, 2)[:, None] for x in (query, key_value))
+                message = F.scaled_dot_product_attention(query, *key_value.chunk(2, -1))
+                windows.append(message[:, 0].unflatten(1, size))
             bands.append(torch.cat(windows, 2))
         return self.norm(self.merge(torch.cat(bands, 1)))
 
@@ -84,7 +90,7 @@ class CrossViewBlock(nn.Module):
 
     def __init__(self, channels: int, expansion: int = 4) -> None:
         super().__init__()
-        self.hidden = 2 * channels * expansion
+        self.channels, self.hidden = channels, 2 * channels * expansion
         self.self_attention = WindowAttention(channels)
         self.cross_attention = WindowAttention(channels)
         self.feed_forward = nn.Sequential(
@@ -95,17 +101,18 @@ class CrossViewBlock(nn.Module):
         self.norm = nn.LayerNorm(channels)
 
     def forward(
-        self,
-        maps: Float[Tensor, "sequence height width channel"],
-        partners: Float[Tensor, "sequence height width channel"],
-        splits: int,
-        shifted: bool,
+        self, maps: Float[Tensor, "sequence height width channel"], splits: int, shifted: bool
     ) -> Float[Tensor, "sequence height width channel"]:
-        maps = maps + self.self_attention(maps, maps, splits, shifted)
-        message = self.cross_attention(maps, partners, splits, shifted)
-        return maps + self._fed_forward(
-            torch.cat([maps.to(message.dtype), message], -1)
-        )  # ``cat`` of two types is slow
+        """``maps``: the first members of all pairs, then the second ones in the same order."""
+        own, partner = self.self_attention, self.cross_attention
+        # one product for all that is read from these maps; what the partner reads changes places
+        layers = (own.query, own.key, own.value, partner.key, partner.value)
+        projected = F.linear(maps, torch.cat([layer.weight for layer in layers]))
+        query, key_value, shown = projected.split([self.channels, 2 * self.channels, 2 * self.channels], -1)
+        maps = maps + own(query, key_value, splits, shifted)
+        narrow = maps.to(projected.dtype)
+        message = partner(partner.query(narrow), torch.cat(shown.chunk(2)[::-1]), splits, shifted)
+        return maps + self._fed_forward(torch.cat([narrow, message.to(narrow.dtype)], -1))
 
     def _fed_forward(self, maps: Float[Tensor, "sequence height width twice"]) -> Tensor:
         rows = maps.reshape(-1, maps.shape[-1])
@@ -132,11 +139,10 @@ class CrossViewTransformer(nn.Module):
         code = window_positions(height // splits, width // splits, channel, pairs.device)
         maps = (pairs + code.repeat(splits, splits, 1)).flatten(0, 1)
         for index, block in enumerate(self.blocks):
-            partners = maps.unflatten(0, pairs.shape[:2]).flip(0).flatten(0, 1)
             shifted = splits > 1 and index % 2 == 1
             if torch.is_grad_enabled() and maps.device.type == "cpu":
                 # made again in the backward pass: a block would keep 0.5 GB for three photos of 640x512
-                maps = checkpoint(block, maps, partners, splits, shifted, use_reentrant=False, preserve_rng_state=False)
+                maps = checkpoint(block, maps, splits, shifted, use_reentrant=False, preserve_rng_state=False)
             else:
-                maps = block(maps, partners, splits, shifted)
+                maps = block(maps, splits, shifted)
         return maps.unflatten(0, pairs.shape[:2])
