@@ -56,14 +56,14 @@ class MiddleOutput:
         edges = self.edges.flatten(2).transpose(1, 2)[:, cell]
         weights = self.log_weights.exp().flatten(2).transpose(1, 2)[:, cell]
         positions, index = sample_bins(edges, weights, quantiles)
-        first = torch.arange(batch, device=cell.device)[:, None, None] * (height2 * width2)
-        rows = (first + cell[:, None]) * bins + index
+        first = torch.arange(batch, device=cell.device)[:, None, None] * bins
+        rows = (first + index) * (height2 * width2) + cell[:, None]
         return positions.transpose(1, 2).unflatten(-1, size), rows.transpose(1, 2).unflatten(-1, size)
 
     def rows(self) -> Float[Tensor, "row channel_and_weight"]:
-        """Token and log-weight of every bin, batch by batch, cell by cell."""
-        both = torch.cat([self.tokens, 0.2 * self.log_weights[:, None].to(self.tokens.dtype)], 1)
-        return both.permute(0, 3, 4, 2, 1).flatten(0, 3)
+        """Token and log-weight of every bin, batch by batch, bin by bin: as the tokens lie in memory."""
+        weights = 0.2 * self.log_weights.to(self.tokens.dtype)
+        return torch.cat([self.tokens.movedim(1, -1), weights[..., None]], -1).flatten(0, 3)
 
 
 class MiddleStage(nn.Module):
@@ -120,7 +120,8 @@ class MiddleStage(nn.Module):
         x = self._mix(torch.cat(tokens, 1).permute(0, 4, 1, 2, 3))
         logits = self.head(activate(x).movedim(1, -1))[..., 0].float()
         logits = logits + self.similarity_gain * torch.cat(agreements, 1)
-        return MiddleOutput(edges, F.log_softmax(logits, 1), x.float())
+        # gradients of rows that several samples take are added up in float32
+        return MiddleOutput(edges, F.log_softmax(logits, 1), x.float() if torch.is_grad_enabled() else x)
 
     def _draw(
         self, distribution: DepthDistribution, size: tuple[int, int], bins: int, generator: torch.Generator | None
