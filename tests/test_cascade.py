@@ -18,9 +18,9 @@ from idnerf.errors import InputError
 from idnerf.geometry.cameras import crop, halve, resize
 from idnerf.geometry.precision import has_fast_bfloat16
 from idnerf.geometry.rays import image_rays, pixel_centers, unproject
-from idnerf.models import fine_samples, frustum_volume, middle_stage
+from idnerf.models import fine_samples, frustum_volume, fused_convolution, middle_stage
 from idnerf.models.cascade import Cascade, CascadeConfig, Quality
-from idnerf.models.feature_pyramid import PyramidFeatures, normalize_groups
+from idnerf.models.feature_pyramid import PyramidFeatures, ResidualBlock, normalize_groups
 from idnerf.models.feature_pyramid import halve as halve_photos
 from idnerf.models.fine_samples import (
     FineOutput,
@@ -89,6 +89,42 @@ def test_convolution_by_planes_equals_conv3d_values_and_gradients(stride, size, 
         strict=True,
     ):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.skipif(not onednn_takes(torch.float32), reason="PyTorch without oneDNN")
+@pytest.mark.parametrize("halves", [False, True])
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_a_residual_block_without_gradient_is_fused_and_the_same(dimensions, halves, monkeypatch, generator):
+    if halves and not onednn_takes(torch.bfloat16):
+        pytest.skip("no bfloat16 on this CPU")
+    torch.manual_seed(0)
+    block = waken(ResidualBlock(16, dimensions))
+    size = (2, 16, 5, 12, 10)[: dimensions + 2]
+    layout = torch.channels_last if dimensions == 2 else torch.channels_last_3d
+    x = torch.randn(size, generator=generator).contiguous(memory_format=layout)
+    x = x.bfloat16() if halves else x
+    calls = []
+    given = fused_convolution._given
+
+    def recording(*inputs):
+        calls.append(given(*inputs) is not None)
+        return given(*inputs)
+
+    monkeypatch.setattr(fused_convolution, "_given", recording)
+    tolerance = {"atol": 0.05, "rtol": 0.02} if halves else {"atol": 1e-5, "rtol": 1e-5}
+    with torch.autocast("cpu", torch.bfloat16, enabled=halves):
+        expected = block(x).detach()
+        assert calls == [False, False]
+        calls.clear()
+        with torch.no_grad():
+            fused = block(x)
+            assert calls == [True, True]
+            assert fused.dtype == expected.dtype == x.dtype
+            torch.testing.assert_close(fused, expected, **tolerance)
+            wide = block(x.float())  # the sum stays in float32
+            assert wide.dtype == torch.float32
+            torch.testing.assert_close(wide, expected.float(), **tolerance)
+            torch.testing.assert_close(block(x.contiguous()), expected, **tolerance)
 
 
 @pytest.mark.skipif(not onednn_takes(torch.float32), reason="PyTorch without oneDNN")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from idnerf.compiled import gradients
 from idnerf.models.activation import Activation, activate, start_at_unit_gain
+from idnerf.models.fused_convolution import residual
 from idnerf.models.plane_conv import PlaneConv
 
 
@@ -38,7 +39,7 @@ class ResidualBlock(nn.Module):
         start_at_zero(self.conv2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(activate(self.conv1(activate(x))))
+        return residual(x, self.conv1, self.conv2)
 
 
 def normalize_groups(

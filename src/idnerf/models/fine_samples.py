@@ -21,9 +21,10 @@ from idnerf.compiled.dispatch import CompositedRays, RayNetwork
 from idnerf.geometry.cameras import crop
 from idnerf.geometry.projection import frustum_homography, homography_rays
 from idnerf.geometry.rays import pixel_centers
-from idnerf.models.activation import SLOPE, Activation, activate
+from idnerf.models.activation import SLOPE, Activation
 from idnerf.models.feature_pyramid import PyramidFeatures, start_at_zero
 from idnerf.models.frustum_volume import DepthDistribution, VoxelLookup
+from idnerf.models.fused_convolution import residual
 from idnerf.models.middle_stage import MiddleOutput
 from idnerf.models.view_matching import Matching, match_views
 from idnerf.rendering.compositing import alphas_without_intervals, compositing_weights
@@ -306,7 +307,7 @@ class FineSamples(nn.Module):
     ) -> Float[Tensor, "batch sample ray channel"]:
         """Residual 3x3 convolutions over the tile, sample by sample (the i-th quantiles form a smooth sheet)."""
         image = tokens.flatten(0, 1).unflatten(1, size).permute(0, 3, 1, 2)  # channels last in memory
-        image = image + self.spatial_out(activate(self.spatial(activate(image))))
+        image = residual(image, self.spatial, self.spatial_out)
         return image.permute(0, 2, 3, 1).reshape(tokens.shape)
 
 

@@ -24,12 +24,12 @@ class PlaneConv(nn.Conv3d):
     ) -> Float[Tensor, "batch out_channel out_plane out_height out_width"]:
         if input.device.type != "cpu":
             return super().forward(input)
-        if torch.is_grad_enabled() or not onednn_takes(_working_type(input)):
+        if torch.is_grad_enabled() or not onednn_takes(working_type(input)):
             return conv3d_by_planes(input, self.weight, self.bias, self.stride[0])
         return conv3d_by_onednn(input, self.weight, self.bias, self.stride[0])
 
 
-def _working_type(x: Tensor) -> torch.dtype:
+def working_type(x: Tensor) -> torch.dtype:
     """What a convolution of ``x`` is computed in."""
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
 
@@ -48,7 +48,7 @@ def conv3d_by_onednn(
     stride: int,
 ) -> Float[Tensor, "batch out out_plane out_height out_width"]:
     """``F.conv3d(x, weight, bias, stride, padding=1)`` without gradient; memory is channels-last throughout."""
-    dtype, layout = _working_type(x), torch.channels_last_3d
+    dtype, layout = working_type(x), torch.channels_last_3d
     x, weight = (tensor.to(dtype).contiguous(memory_format=layout) for tensor in (x, weight))
     bias = None if bias is None else bias.to(dtype)
     return torch.mkldnn_convolution(x, weight, bias, [1] * 3, [stride] * 3, [1] * 3, 1)
