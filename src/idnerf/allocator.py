@@ -15,6 +15,7 @@ _NEVER = -1
 _MADV_HUGEPAGE = 14
 HUGE_PAGE = 2 * 2**20
 """Bytes, on x86-64 and on ARM with pages of 4 kB."""
+HUGE_PAGE_SIZE = Path("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size")
 HEAP_IN_HUGE_PAGES = 8 * 2**30
 """Address space of the heap that is asked to lie in huge pages, in bytes; no more than half of the machine's memory.
 What is never used is never taken."""
@@ -23,7 +24,7 @@ What is never used is never taken."""
 def keep_freed_memory() -> bool:
     """Tell malloc to serve large blocks from its own heap, one for all threads, and to keep it.
 
-    Returns whether that was possible.
+    Returns whether malloc took that. It gives nothing back to the system until the process ends.
 
     Where the system lets processes ask for huge pages, which most distributions do, the heap asks for them. To be
     called before the first large tensor is made: what is there stays where it is.
@@ -43,9 +44,14 @@ def keep_freed_memory() -> bool:
 
 
 def _may_reserve() -> bool:
-    """Whether address space costs nothing: no limit counts what is reserved and not used."""
+    """Whether there are huge pages of that size, and no limit counts what is reserved and not used."""
     import resource  # not on every system
 
+    try:
+        if int(HUGE_PAGE_SIZE.read_text()) != HUGE_PAGE:  # with pages of 64 kB it is 512 MB, too much to take at once
+            return False
+    except (OSError, ValueError):
+        return False
     limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
     try:
         strict = Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2"
@@ -65,7 +71,7 @@ def _ask_for_huge_pages(libc: ctypes.CDLL, size: int) -> None:
     libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     block = libc.malloc(size)
-    if block:  # refused: as before
+    if block:
         first = -(-block // HUGE_PAGE) * HUGE_PAGE
         libc.madvise(first, (block + size - first) // HUGE_PAGE * HUGE_PAGE, _MADV_HUGEPAGE)
         libc.free(block)

@@ -6,7 +6,7 @@ which LLVM maps to the processor's own vectors. Written out because numba's own 
 array may overlap the other, and are several times slower (benchmarks/NOTES.md).
 
 This is the only file that imports numba, and it is imported when the first view is rendered or the first training step
-taken. Numba's cache of a kernel is renewed when the file that holds it changes; as ``gradient_kernels.py`` takes its
+taken. Numba's cache of a kernel is renewed when the file that holds it changes; as other files of kernels take their
 vector operations from here, every kernel's name holds a checksum of this file too.
 """
 
@@ -101,11 +101,11 @@ def where_equal(typing_context, first, second, value):
 @intrinsic
 @no_type_check
 def where_positive(typing_context, number, value):
-    """Lanes of ``value`` where ``number`` is above 0, 0 elsewhere."""
+    """Lanes of ``value`` where ``number`` is above 0 or no number, 0 elsewhere: a network that diverged must show."""
 
     def generate(context, builder, signature, arguments):
         zero = _constant(0.0, value.length)
-        return builder.select(builder.fcmp_ordered(">", arguments[0], zero), arguments[1], zero)
+        return builder.select(builder.fcmp_unordered(">", arguments[0], zero), arguments[1], zero)
 
     return value(number, value), generate
 

@@ -88,10 +88,11 @@ def normalize(
 ) -> Float[Tensor, "n c h w"]:
     """Every channel of every map to mean 0 and variance 1, then the last step.
 
-    ``relu``, or ``residual``, which is ReLU, the sum with ``other`` and ReLU.
+    ``relu``, or ``residual``, which is ReLU, the sum with ``other`` (given with it alone) and ReLU.
 
     Compiled for training alone: its maps are channels last, where convolutions are faster too, but round twice as much.
     """
+    assert (other is not None) == (last_step == "residual")
     if torch.is_grad_enabled() and dispatch.fitting(maps) and dispatch.available():
         return instance_norm(maps, last_step, other)
     maps = F.instance_norm(maps)

@@ -62,7 +62,7 @@ class MiddleOutput:
 
     def rows(self) -> Float[Tensor, "row channel_and_weight"]:
         """Token and log-weight of every bin, batch by batch, bin by bin: as the tokens lie in memory."""
-        weights = 0.2 * self.log_weights.to(self.tokens.dtype)
+        weights = (0.2 * self.log_weights).to(self.tokens.dtype)
         return torch.cat([self.tokens.movedim(1, -1), weights[..., None]], -1).flatten(0, 3)
 
 

@@ -38,6 +38,8 @@ def onednn_takes(dtype: torch.dtype) -> bool:
     """Whether oneDNN is there and this CPU has instructions for the type. Elsewhere than on x86 it was not measured."""
     if platform.machine().lower() not in ("x86_64", "amd64") or not torch.backends.mkldnn.is_available():
         return False
+    if not torch._C._get_mkldnn_enabled():  # switched off, as by ``torch.backends.mkldnn.flags``
+        return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
