@@ -10,6 +10,7 @@ target tile   --FrustumVolume---> DepthDistribution at 1/4             once per 
 
 import dataclasses
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -20,7 +21,7 @@ from idnerf.errors import InputError
 from idnerf.geometry.cameras import crop, halve
 from idnerf.models.activation import start_at_unit_gain
 from idnerf.models.cross_view_mixing import CrossViewMixing
-from idnerf.models.depth_range import fitted_path, fitted_range
+from idnerf.models.depth_range import fitted_path, fitted_range, photo_texture
 from idnerf.models.feature_pyramid import FeaturePyramid, PyramidFeatures
 from idnerf.models.fine_samples import FineOutput, FineSamples
 from idnerf.models.frustum_volume import MIRRORED_AXES, DepthDistribution, FrustumVolume
@@ -174,6 +175,11 @@ class CascadeFeatures:
     enlargement: int = 1
     """Of the photos before they were encoded; ``cameras`` are those of the enlarged ones."""
 
+    @cached_property
+    def texture(self) -> Float[Tensor, "image height4 width4"]:
+        """Of the photos, for the range of depths that targets need: made for the first one."""
+        return photo_texture(self.pyramid, self.enlargement)
+
 
 @dataclass(frozen=True)
 class CascadeOutput:
@@ -260,9 +266,8 @@ class Cascade(nn.Module):
     def fit_range(self, features: CascadeFeatures, target: Cameras, quality: Quality = "full") -> Cameras:
         """Whole targets [batch] with near and far moved apart where the sources show surfaces beyond them."""
         planes = self.config.planes if quality == "full" else self.config.planes_fast
-        return fitted_range(
-            self.volume, features.pyramid, features.cameras, target, planes, enlargement=features.enlargement
-        )
+        enlargement, texture = features.enlargement, features.texture
+        return fitted_range(self.volume, features.pyramid, features.cameras, target, planes, enlargement, texture)
 
     def fit_path(self, features: CascadeFeatures, path: Cameras, quality: Quality = "full") -> Cameras:
         """The cameras [frame] of one path with near and far moved alike in all frames, where enough of them need it."""

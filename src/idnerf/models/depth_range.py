@@ -72,6 +72,7 @@ def fitted_range(
     target: Cameras,
     planes: int,
     enlargement: int = 1,
+    texture: Float[Tensor, "image height4 width4"] | None = None,
 ) -> Cameras:
     """``target`` [batch] with near and far moved apart where enough matches lie beyond them.
 
@@ -79,7 +80,9 @@ def fitted_range(
         source: [batch view].
         planes: of the volume over the given range; the wider one gets as many per unit of inverse depth.
         enlargement: of the photos before they were encoded.
+        texture: what ``photo_texture`` makes of these photos; None has it made here.
     """
+    texture = photo_texture(features, enlargement) if texture is None else texture
     wide = replace(resize(target, probe_size(target.size)), near=target.near / REACH, far=target.far * REACH)
     # as many planes per unit of inverse depth as in the given range; 1/far hardly counts
     ratio = ((1 / wide.near - 1 / wide.far) / (1 / target.near - 1 / target.far)).max()
@@ -87,7 +90,7 @@ def fitted_range(
     depths = 1 / inverse_depth_planes(wide.near, wide.far, count)  # batch plane, nearest first
     likeliest, peaked = votes(volume(features, source, wide, count))
     found = depths.gather(1, likeliest.flatten(1))
-    voting = textured(features, source, wide, found, enlargement)
+    voting = textured(texture, source, wide, found, enlargement)
     sure = voting & peaked.flatten(1)
     near = torch.minimum(
         widened(found, sure, FEWEST_SURE, target.near, nearer=True),
@@ -140,8 +143,18 @@ def votes(
     return likeliest, (mass > PEAKED) & (likeliest > 0) & (likeliest < planes - 1)
 
 
+def photo_texture(features: PyramidFeatures, enlargement: int) -> Float[Tensor, "image height4 width4"]:
+    """Standard deviation of colour around every fourth pixel of the photos as they were before they were enlarged."""
+    colours = F.avg_pool2d(features.fine[..., -3:].flatten(0, 1).movedim(-1, 1), enlargement)
+
+    def blurred(x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, TEXTURE_WINDOW, FrustumVolume.scale, TEXTURE_WINDOW // 2, count_include_pad=False)
+
+    return (blurred(colours.square()) - blurred(colours).square()).mean(1).clamp_min(0).sqrt()
+
+
 def textured(
-    features: PyramidFeatures,
+    texture: Float[Tensor, "image height4 width4"],
     source: Cameras,
     target: Cameras,
     depths: Float[Tensor, "batch cell"],
@@ -149,12 +162,6 @@ def textured(
 ) -> Bool[Tensor, "batch cell"]:
     """Whether each cell's point at that depth lies on texture in all views that see it, two at least."""
     scale = FrustumVolume.scale
-    colours = F.avg_pool2d(features.fine[..., -3:].flatten(0, 1).movedim(-1, 1), enlargement)
-
-    def blurred(x: Tensor) -> Tensor:
-        return F.avg_pool2d(x, TEXTURE_WINDOW, scale, TEXTURE_WINDOW // 2, count_include_pad=False)
-
-    deviation = (blurred(colours.square()) - blurred(colours).square()).mean(1).clamp_min(0).sqrt()
     size = (target.width // scale, target.height // scale)
     pixels = pixel_centers(size, target.device).reshape(-1, 2) * scale
     A, b = frustum_homography(target, source)
@@ -162,7 +169,7 @@ def textured(
     positions = moved[..., :2] / safe_depth(moved[..., 2:])
     seen = visible(positions, moved[..., 2], source.size)
     # a pooled cell is centred on every scale-th pixel
-    found = bilinear_lookup(deviation[..., None], (positions.flatten(0, 1) / enlargement - 0.5) / scale + 0.5)
+    found = bilinear_lookup(texture[..., None], (positions.flatten(0, 1) / enlargement - 0.5) / scale + 0.5)
     found = found[..., 0].unflatten(0, source.shape)
     return torch.where(seen, found > TEXTURED, True).all(1) & (seen.sum(1) >= 2)
 

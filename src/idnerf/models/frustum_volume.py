@@ -190,8 +190,12 @@ class FrustumVolume(nn.Module):
     ) -> Float[Tensor, "batch logit_and_feature plane height4 width4"]:
         """Logits and features of the embedded volume: the mean over its mirror images, each turned back."""
         images = MIRRORED_AXES[:mirrorings]
-        found = [mirrored(self.head(activate(self.unet(mirrored(x, axes)))), axes).float() for axes in images]
-        return found[0] if len(found) == 1 else torch.stack(found).mean(0)
+        total: Tensor | None = None
+        for axes in images:
+            found = mirrored(self.head(activate(self.unet(mirrored(x, axes)))), axes).float()
+            total = found if total is None else total.add_(found)
+        assert total is not None
+        return total if len(images) == 1 else total / len(images)
 
     def _match(
         self,
