@@ -603,6 +603,8 @@ def test_moving_average_follows_its_recurrence_and_forgets_the_start():
         (lambda: CascadeConfig(enlarge_up_to=-1), "--model.cascade.enlarge-up-to"),
         (lambda: CascadeConfig(half_size_share=1.5), "--model.cascade.half-size-share"),
         (lambda: CascadeConfig(full_size_depth_up_to=-1), "--model.cascade.full-size-depth-up-to"),
+        (lambda: CascadeConfig(occlusion_tolerance=1.5), "--model.cascade.occlusion-tolerance"),
+        (lambda: CascadeConfig(occlusion_tolerance=-0.1), "--model.cascade.occlusion-tolerance"),
         (lambda: CascadeConfig(mirrorings=5), "--model.cascade.mirrorings"),
         (lambda: CascadeConfig(mirrorings_fast=0), "--model.cascade.mirrorings-fast"),
         (lambda: TrainerConfig(source_views=(1, 3)), "--source-views"),

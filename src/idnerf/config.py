@@ -79,7 +79,11 @@ PRESETS: dict[str, ProceduralTraining | DTUTraining] = {
         TrainerConfig(
             model=ModelConfig(
                 cascade=CascadeConfig(
-                    enlarge_up_to=SMALL_PHOTO, full_size_depth_up_to=SMALL_PHOTO, mirrorings=4, mirrorings_fast=2
+                    enlarge_up_to=SMALL_PHOTO,
+                    full_size_depth_up_to=SMALL_PHOTO,
+                    occlusion_tolerance=0.03,
+                    mirrorings=4,
+                    mirrorings_fast=2,
                 )
             ),
             loss=CASCADE_LOSS,

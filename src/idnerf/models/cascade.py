@@ -4,6 +4,7 @@ source images --FeaturePyramid--> PyramidFeatures                      once per 
 target tile   --FrustumVolume---> DepthDistribution at 1/4             once per tile
               --MiddleStage-----> the same at 1/2, sharper
               --FineSamples-----> weights along the ray                8 samples a ray
+              --occlusion-------> which views see the surface found
               --ViewBlending----> blended colour
               --ImageRefinement-> colour, confidence
 """
@@ -28,6 +29,7 @@ from idnerf.models.frustum_volume import MIRRORED_AXES, DepthDistribution, Frust
 from idnerf.models.image_refinement import ImageRefinement, confidence_of
 from idnerf.models.latent import FrustumLatentInference, LatentQuery, TargetLatent, check_latent_options
 from idnerf.models.middle_stage import MiddleOutput, MiddleStage
+from idnerf.models.occlusion import without_occluded
 from idnerf.models.view_blending import ViewBlending
 from idnerf.models.view_refinement import PixelRefinement
 from idnerf.types import Cameras, RenderOutput, Views
@@ -106,6 +108,10 @@ class CascadeConfig:
     full_size_depth_up_to: int = 0
     """Targets of more pixels find depth at half their size; only the samples along rays, colours and refinement are at
     full size: what no window of training was as wide as, the network does not see in one piece. 0: none does."""
+    occlusion_tolerance: float = 0.0
+    """A source view does not count as seeing a pixel where another pixel's surface lies nearer to the view by more than
+    this share of the range of inverse depth, and less and less from there to twice as much. 0: what lies inside its
+    photo it sees."""
     planes: int = 48
     """Coarse inverse depths, quality `full`."""
     middle_hypotheses: int = 16
@@ -128,8 +134,15 @@ class CascadeConfig:
         check_latent_options(self.latent_query, self.view_refinement, self.latent_size, "model.cascade")
         if not 0 <= self.half_size_share <= 1:
             raise InputError(f"--model.cascade.half-size-share: expected a share in [0, 1], got {self.half_size_share}")
+        if not 0 <= self.occlusion_tolerance <= 1:
+            raise InputError(
+                "--model.cascade.occlusion-tolerance: expected a share of the range of inverse depth in [0, 1], got "
+                f"{self.occlusion_tolerance}"
+            )
+        others = ("view_refinement", "latent_query", "latent_size", "context_blending")
+        others = (*others, "half_size_share", "occlusion_tolerance")
         for name, value in dataclasses.asdict(self).items():
-            if name in ("view_refinement", "latent_query", "latent_size", "context_blending", "half_size_share"):
+            if name in others:
                 continue
             if name in ("volume_blocks", "refinement_deeper"):
                 most, least = (len(self.volume_widths), 0) if name == "volume_blocks" else (DEEPER_SCALES, 1)
@@ -327,6 +340,8 @@ class Cascade(nn.Module):
             hypotheses = c.middle_hypotheses if full else c.middle_hypotheses_fast
             middle = self.middle(features.pyramid, features.cameras, depth_tile, distribution, hypotheses, generator)
         fine = self.samples(features.pyramid, features.cameras, tile, distribution, samples, generator, cue, middle)
+        if c.occlusion_tolerance:
+            fine = without_occluded(fine, features.cameras, tile, c.occlusion_tolerance)
         refined = None if refine is None else refine(fine, token)
         to_blending, to_image = (refined.to_blending, refined.to_image) if refined else (None, None)
         blend = self.blending(fine, features.cameras, tile, to_blending)

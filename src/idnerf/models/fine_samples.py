@@ -66,7 +66,8 @@ class FineOutput:
 
     @property
     def visibility(self) -> Float[Tensor, "batch view height width"]:
-        """Share of a pixel's weight that lies in front of and inside each source view, in [0, 1]."""
+        """Share of a pixel's weight that lies in front of and inside each source view, in [0, 1]; once
+        ``occlusion.without_occluded`` has seen to it, and that nothing else hides from the view."""
         return self.views[:, :, -1]
 
 
