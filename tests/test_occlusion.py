@@ -1,16 +1,19 @@
 """Views that another surface keeps from seeing a pixel: against a scene whose occlusion is known exactly."""
 
 from dataclasses import replace
+from math import cos, sin
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from idnerf.compiled import dispatch
 from idnerf.geometry.cameras import crop
+from idnerf.geometry.projection import project, visible
 from idnerf.geometry.rays import pixel_centers
 from idnerf.models.cascade import Cascade
 from idnerf.models.fine_samples import FineOutput
-from idnerf.models.occlusion import hidden_shares, nearest_in_cells, without_occluded
+from idnerf.models.occlusion import nearest_in_cells, occluded_shares, without_occluded
 from idnerf.types import Cameras
 from tiny_cases import TINY_CASCADE, plane_views, rotation, waken
 
@@ -20,13 +23,30 @@ HALF_WIDTH, HALF_HEIGHT = 0.35, 0.25
 """Of a screen around the z axis, before a wall."""
 
 
+@pytest.fixture(params=["PyTorch", "compiled"])
+def either_way(request, monkeypatch):
+    """Calls a function without or with the compiled kernels."""
+    if request.param == "compiled":
+        pytest.importorskip("numba")
+    else:
+        monkeypatch.setattr(dispatch, "available", lambda: False)
+    return lambda function: function()
+
+
 def camera(
-    x: float = 0.0, y: float = 0.0, pan: float = 0.0, size: tuple[int, int] = SIZE, zoom: float = 1.0
+    x: float = 0.0,
+    y: float = 0.0,
+    z: float = 0.0,
+    pan: float = 0.0,
+    roll: float = 0.0,
+    size: tuple[int, int] = SIZE,
+    zoom: float = 1.0,
 ) -> Cameras:
-    """At (x, y, 0), turned by ``pan`` radians from looking along z."""
+    """Turned by ``pan`` radians from looking along z, after ``roll`` about its axis."""
     c2w = torch.eye(4)
-    c2w[:3, :3] = rotation(0.0, pan)
-    c2w[:2, 3] = torch.tensor([x, y])
+    about_axis = torch.tensor([[cos(roll), -sin(roll), 0], [sin(roll), cos(roll), 0], [0, 0, 1]])
+    c2w[:3, :3] = rotation(0.0, pan) @ about_axis
+    c2w[:3, 3] = torch.tensor([x, y, z])
     focal = zoom * size[0]
     K = torch.tensor([[focal, 0, size[0] / 2], [0, 1.1 * focal, size[1] / 2], [0, 0, 1]])
     return Cameras(c2w, K, size, torch.tensor(NEAR), torch.tensor(FAR))
@@ -56,63 +76,84 @@ def positions(target: Cameras, screen: float = SCREEN) -> torch.Tensor:
     return ((1 / depth - 1 / NEAR) / (1 / FAR - 1 / NEAR))[None]
 
 
-def truly_hidden(target: Cameras, source: Cameras, screen: float = SCREEN) -> torch.Tensor:
+def truly_occluded(target: Cameras, source: Cameras, screen: float = SCREEN) -> torch.Tensor:
     """Whether the screen lies between a source and what the target sees: by intersection."""
     origin = target.c2w[:3, 3]
     rays = directions(target)
     hits = on_screen(origin + screen * rays)
     wall = origin + WALL * rays
     center = source.c2w[:3, 3]
-    return on_screen(center + (wall - center) * (screen / WALL)) & ~hits
+    share = (screen - center[2]) / (WALL - center[2])
+    return on_screen(center + (wall - center) * share) & ~hits
 
 
-@pytest.mark.parametrize("zoom", [0.7, 1.0, 2.0], ids=str)
-@pytest.mark.parametrize(
-    "other", [camera(0.3), camera(-0.25, 0.1), camera(0.1, -0.2, pan=0.1)], ids=["x", "xy", "turned"]
-)
-def test_what_lies_behind_a_screen_is_hidden(other, zoom):
-    """Within a pixel and a half of its outline. ``zoom``: of the source, whose photo is as much larger."""
-    size = (int(SIZE[0] * zoom), int(SIZE[1] * zoom))
-    source = replace(other, K=other.K * torch.tensor([zoom, zoom, 1])[:, None], size=size)
-    target = camera()
-    found = hidden_shares(positions(target), sources(source), target[None], 0.03)[0, 0]
-    exact = truly_hidden(target, source).float()
-    assert exact.sum() > 50
-    window = exact[None, None]
-    always = -F.max_pool2d(-window, 5, 1, 2)[0, 0] > 0  # further than two pixels inside
-    never = F.max_pool2d(window, 5, 1, 2)[0, 0] == 0
-    inside_photo = torch.ones_like(always)
-    inside_photo[:, :8] = inside_photo[:, -8:] = False  # what the source does not see is not judged
-    assert found[always & inside_photo].min() == 1
-    near_outline = F.max_pool2d((on_screen(SCREEN * directions(target))).float()[None, None], 7, 1, 3)[0, 0] > 0
-    assert found[never & ~near_outline].max() == 0
-    assert (found.round() != exact)[inside_photo].float().mean() < 0.03
+OTHERS = {
+    "aside": camera(0.3),
+    "above": camera(-0.25, 0.1),
+    "turned": camera(0.1, -0.2, pan=0.1),
+    "rolled": camera(0.25, 0.1, roll=0.7),
+    "ahead": camera(0.2, z=1.3),
+    "behind": camera(2.0, 0.3, z=-4.0),
+}
 
 
-def test_a_screen_that_is_hardly_nearer_hides_nothing():
-    """Less than the tolerance: nothing; more than twice: all; between: a part."""
-    target, aside = camera(), camera(1.5)
-    for gap, expected in ((0.02, 0.0), (0.045, 0.5), (0.08, 1.0)):
-        inverse = 1 / WALL + gap * (1 / NEAR - 1 / FAR)
-        screen = 1 / inverse
-        found = hidden_shares(positions(target, screen), sources(aside), target[None], 0.03)[0, 0]
-        assert truly_hidden(target, aside, screen).any()
-        torch.testing.assert_close(found.max(), torch.tensor(expected), atol=0.02, rtol=0)
+def photographed_at(other: Cameras, scale: float) -> Cameras:
+    """The same camera with a photo so much larger."""
+    size = (int(other.width * scale), int(other.height * scale))
+    return replace(other, K=other.K * torch.tensor([scale, scale, 1])[:, None], size=size)
+
+
+@pytest.mark.parametrize("scale", [0.7, 1.0, 2.0], ids=str)
+@pytest.mark.parametrize("other", OTHERS.values(), ids=list(OTHERS))
+def test_what_lies_behind_a_screen_is_occluded(other, scale, either_way):
+    """But for what lies within two pixels of the outlines. ``scale``: of the source's photo."""
+    target, source = camera(size=(192, 128)), photographed_at(other, 2 * scale)
+    found = either_way(lambda: occluded_shares(positions(target), sources(source), target[None], 0.03)[0, 0])
+    exact = truly_occluded(target, source).float()[None, None]
+    wall = target.c2w[:3, 3] + WALL * directions(target)
+    judged = visible(*project(wall.flatten(0, 1), source), source.size).unflatten(0, exact.shape[-2:])
+    inside = (-F.max_pool2d(-exact, 5, 1, 2)[0, 0] > 0) & judged
+    outside = (F.max_pool2d(exact, 5, 1, 2)[0, 0] == 0) & judged
+    on_outline = F.max_pool2d(on_screen(SCREEN * directions(target)).float()[None, None], 5, 1, 2)[0, 0] > 0
+    assert inside.sum() > 50
+    assert found[inside].min() == 1
+    assert found[outside & ~on_outline].max() == 0
+
+
+def test_the_share_is_of_inverse_depth_in_the_view(either_way):
+    """None below the tolerance, all from twice as much on, linear between; more is allowed where a view is nearer."""
+    tolerance = 0.03
+    for aside, screen in (
+        (camera(1.5), 7.0),
+        (camera(1.5), 5.0),
+        (camera(1.0, z=4.0), 7.0),
+        (camera(1.5, z=-3.0), 4.0),
+    ):
+        target = camera()
+        shift = float(aside.c2w[2, 3])
+        nearer = 1 / (screen - shift) - 1 / (WALL - shift)
+        allowed = tolerance * (1 / NEAR - 1 / FAR) * max(1, (WALL / (WALL - shift)) ** 2)
+        expected = min(max(nearer / allowed - 1, 0), 1)
+        assert truly_occluded(target, aside, screen).any()
+        position = positions(target, screen)
+        found = either_way(lambda p=position, a=aside, t=target: occluded_shares(p, sources(a), t[None], tolerance))
+        assert float(found.max()) == pytest.approx(expected, abs=1e-3), (screen, shift)
 
 
 @pytest.mark.parametrize("slope", [0.0, 0.5, -0.5])
-def test_no_plane_hides_itself(slope):
-    """Even or slanted, seen from anywhere, at any size."""
+def test_no_plane_occludes_itself(slope):
+    """Even or slanted, seen from aside, turned, from nearer or further away."""
     target = camera()
     ramp = torch.linspace(-1, 1, SIZE[0]).expand(SIZE[1], -1)
     position = (0.5 + slope * ramp * 0.8)[None]
-    views = sources(camera(0.3), camera(-0.3, 0.2, pan=-0.1), camera(zoom=0.6), camera(zoom=3.0))
-    assert hidden_shares(position, views, target[None], 0.03).max() == 0
+    views = (camera(0.3), camera(-0.3, 0.2, pan=-0.1), camera(zoom=0.6), camera(zoom=3.0), camera(z=0.5), camera(z=-3))
+    views = sources(*views)
+    assert occluded_shares(position, views, target[None], 0.03).max() == 0
 
 
 def test_the_target_s_own_camera_sees_all():
     target = camera()
-    found = hidden_shares(positions(target), sources(camera(), camera(0.3)), target[None], 0.03)
+    found = occluded_shares(positions(target), sources(camera(), camera(0.3)), target[None], 0.03)
     assert found[0, 0].max() == 0
     assert found[0, 1].max() == 1
 
@@ -120,8 +161,8 @@ def test_the_target_s_own_camera_sees_all():
 def test_order_of_views_and_other_examples_do_not_matter():
     target = camera()
     views = sources(camera(0.3), camera(-0.3), camera(0.0, 0.2))
-    found = hidden_shares(positions(target), views, target[None], 0.03)
-    turned = hidden_shares(positions(target), views[:, [2, 0, 1]], target[None], 0.03)
+    found = occluded_shares(positions(target), views, target[None], 0.03)
+    turned = occluded_shares(positions(target), views[:, [2, 0, 1]], target[None], 0.03)
     torch.testing.assert_close(turned, found[:, [2, 0, 1]])
     both = torch.cat([positions(target), positions(target) * 0 + 0.5])
     two = Cameras(
@@ -130,7 +171,7 @@ def test_order_of_views_and_other_examples_do_not_matter():
         views.near.expand(2, -1),
         views.far.expand(2, -1),
     )
-    at_once = hidden_shares(both, two, target[None][[0, 0]], 0.03)
+    at_once = occluded_shares(both, two, target[None][[0, 0]], 0.03)
     torch.testing.assert_close(at_once[:1], found)
     assert at_once[1].max() == 0
 
@@ -138,9 +179,9 @@ def test_order_of_views_and_other_examples_do_not_matter():
 def test_a_tile_knows_what_the_whole_knows():
     """As long as what hides lies in it."""
     target, source = camera(), sources(camera(0.3))
-    whole = hidden_shares(positions(target), source, target[None], 0.03)[0, 0]
+    whole = occluded_shares(positions(target), source, target[None], 0.03)[0, 0]
     x, y, width, height = 16, 8, 64, 48
-    tile = hidden_shares(
+    tile = occluded_shares(
         positions(target)[:, y : y + height, x : x + width], source, crop(target[None], x, y, (width, height)), 0.03
     )[0, 0]
     assert whole.sum() > 50
@@ -155,44 +196,64 @@ def test_what_a_view_does_not_see_hides_nothing_and_stays_finite():
     behind.c2w[2, 3] = 5.0  # between screen and wall
     away = camera(0.3, pan=3.0)
     views = sources(behind, away)
-    found = hidden_shares(positions(target), views, target[None], 0.03)
+    found = occluded_shares(positions(target), views, target[None], 0.03)
     assert torch.equal(found, torch.zeros_like(found))
     endless = replace(target, far=torch.tensor(torch.inf))[None]
-    found = hidden_shares(torch.rand(1, SIZE[1], SIZE[0]), sources(camera(0.3)), endless, 0.03)
+    found = occluded_shares(torch.rand(1, SIZE[1], SIZE[0]), sources(camera(0.3)), endless, 0.03)
     assert torch.isfinite(found).all()
 
 
-def test_no_number_is_no_surface():
-    """A network that diverged must show in the picture, not in an index out of range."""
-    target = camera()
+def test_no_number_is_no_surface(either_way):
+    """A network that diverged must show in its own pixels, and nowhere else."""
+    target, source = camera(), sources(camera(0.3))
     position = positions(target)
-    position[0, 10, 10] = torch.nan
-    hidden_shares(position, sources(camera(0.3)), target[None], 0.03)
+    clean = either_way(lambda: occluded_shares(position, source, target[None], 0.03))
+    position[0, 3, 3] = torch.nan  # on the wall
+    found = either_way(lambda: occluded_shares(position, source, target[None], 0.03))
+    found[..., 3, 3] = clean[..., 3, 3]
+    assert torch.equal(found, clean)
 
 
-def test_cells_hold_the_nearest_of_what_overlaps_them():
-    cells = torch.tensor([[0.5, 0.5], [0.6, 0.4], [3.5, 1.5], [7.9, 3.9]])[None, None]
-    closeness = torch.tensor([1.0, 2.0, 3.0, 4.0])[None, None]
-    seen = torch.ones(1, 1, 4, dtype=torch.bool)
-    assert nearest_in_cells(cells, closeness, seen, (8, 4)).flatten().tolist() == [2, 2, 3, 4]
-    seen[..., 1] = False
-    assert nearest_in_cells(cells, closeness, seen, (8, 4)).flatten()[[0, 2, 3]].tolist() == [1, 3, 4]
+def test_a_small_tile_of_a_large_target_far_from_the_photo_s_corner(either_way):
+    """Its depth buffer begins where it lies, and holds it turned and stretched too."""
+    target = camera(size=(192, 128))
+    tile = crop(target[None], 40, 52, (112, 24))
+    position = positions(target)[:, 52:76, 40:152]
+    for other in (camera(0.3, size=(768, 512)), camera(0.3, roll=1.5, size=(768, 512))):
+        exact = truly_occluded(target, other)[52:76, 40:152].float()[None, None]
+        inside = -F.max_pool2d(-exact, 5, 1, 2)[0, 0] > 0
+        assert inside.sum() > 50
+        found = either_way(lambda o=other: occluded_shares(position, sources(o), tile, 0.03)[0, 0])
+        assert found[inside].min() == 1
+
+
+def test_cells_hold_the_nearest_of_what_reaches_them():
+    cells = torch.tensor([[0.5, 0.5], [0.6, 0.4], [3.9, 1.5], [4.2, 1.5], [7.9, 7.9]])[None]
+    inverse_depth = torch.tensor([1.0, 2.0, 3.0, 2.5, 4.0])[None]
+    near, far = torch.full((1, 5), 0.05), torch.full((1, 5), 0.25)
+    inside = torch.ones(1, 5, dtype=torch.bool)
+    assert nearest_in_cells(cells, inverse_depth, near, inside, 8).flatten().tolist() == [2, 2, 3, 2.5, 4]
+    assert nearest_in_cells(cells, inverse_depth, far, inside, 8).flatten().tolist() == [2, 2, 3, 3, 4]
+    inside[..., 1] = False
+    assert nearest_in_cells(cells, inverse_depth, near, inside, 8).flatten()[[0, 2, 4]].tolist() == [1, 3, 4]
 
 
 def fine_output(target: Cameras, views: int) -> FineOutput:
     generator = torch.Generator().manual_seed(0)
     height, width = target.height, target.width
-    shown = torch.rand(1, views, 8, height, width, generator=generator).contiguous(memory_format=torch.preserve_format)
+    shown = torch.rand(1, views, height, width, 8, generator=generator).movedim(-1, 2)  # channels last, as it comes
     position = positions(target)
     return FineOutput(shown, torch.rand(1, 4, height, width), position, position * 0, position * 0 + 1)
 
 
 def test_visibility_alone_is_changed_and_its_gradient_stops_there():
     target, source = camera(), sources(camera(0.3), camera(-0.3))
-    hidden = hidden_shares(positions(target), source, target[None], 0.03)
+    hidden = occluded_shares(positions(target), source, target[None], 0.03)
     fine = fine_output(target, 2)
     with torch.no_grad():
-        in_place = without_occluded(replace(fine, views=fine.views.clone()), source, target[None], 0.03)
+        given = replace(fine, views=fine.views.clone())
+        in_place = without_occluded(given, source, target[None], 0.03)
+    assert in_place.views.data_ptr() == given.views.data_ptr()
     variable = fine.views.clone().requires_grad_()
     position = fine.position.clone().requires_grad_()
     apart = without_occluded(replace(fine, views=variable, position=position), source, target[None], 0.03)
@@ -218,7 +279,7 @@ def test_the_cascade_blends_without_hidden_views():
         views[:, 0, -4], views[:, 1, -3], views[:, :, -1] = 1.0, 1.0, 1.0  # red, green, visible
         tokens = torch.zeros(1, TINY_CASCADE.token_width, SIZE[1], SIZE[0])
         fine = replace(fine, views=views, tokens=tokens)
-        hidden = hidden_shares(fine.position, source, target, 0.03)[0]
+        hidden = occluded_shares(fine.position, source, target, 0.03)[0]
         rgb = cascade.blending(without_occluded(fine, source, target, 0.03), source, target).rgb[0]
     only = (hidden[0] == 1) & (hidden[1] == 0)
     assert only.sum() > 50
@@ -227,7 +288,7 @@ def test_the_cascade_blends_without_hidden_views():
     assert (rgb[0][neither] > 0.1).all()
 
 
-def test_a_scene_without_occlusion_renders_as_without_the_test():
+def test_the_option_reaches_the_picture_but_not_depth():
     torch.manual_seed(0)
     plain = waken(Cascade(TINY_CASCADE)).eval()
     tested = Cascade(replace(TINY_CASCADE, occlusion_tolerance=1.0)).eval()

@@ -354,6 +354,31 @@ def ray_densities(
     return raw
 
 
+def occluded_shares(
+    inverse_depth: Float[Tensor, "batch pixel"],
+    size: tuple[int, int],
+    A: Float[Tensor, "batch view 3 3"],
+    b: Float[Tensor, "batch view 3"],
+    zoom: Float[Tensor, "batch view 2"],
+    photo_size: tuple[int, int],
+    slack: Float[Tensor, "batch 1"],
+    side: int,
+    radii: tuple[float, float],
+) -> Float[Tensor, "batch view pixel"]:
+    """What ``occlusion.occluded_shares`` finds for a tile of ``size``."""
+    from idnerf.compiled.kernels import occlusion_kernel
+
+    batch, views = A.shape[:2]
+    kernel = occlusion_kernel(*radii)
+    out = inverse_depth.new_empty(batch, views, inverse_depth.shape[1])
+    for item in range(batch):
+        cameras = (flat(A[item]), flat(b[item]), flat(zoom[item]), *map(np.float32, photo_size))
+        inputs = (flat(inverse_depth[item]), *size, *cameras, np.float32(slack[item].item()), side)
+        outputs = (flat(inverse_depth.new_zeros(views, side + 2, side + 2)), flat(out[item]))
+        in_threads(views, partial(call, kernel, inputs, outputs), fewest=1)
+    return out
+
+
 def flat(x: Tensor) -> np.ndarray:
     """All its numbers; bfloat16 as the bits of its numbers. Shares memory where the tensor is contiguous."""
     x = x.detach().contiguous().view(-1)  # ``reshape`` leaves expanded numbers as they are

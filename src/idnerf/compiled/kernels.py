@@ -1109,3 +1109,78 @@ def fourier_kernel(frequencies: int):
                     out[at + angles_count + number] = np.cos(angles[number])
 
     return kernel
+
+
+@inlined
+@no_type_check
+def in_view(to_view, origin, view, u, v, inverse_depth, photo_width, photo_height):
+    """Where the point of a target pixel lies in a view: whether the photo shows it, (u, v) there, and its depth there
+    over its depth in the target."""
+    at = 9 * view
+    x = to_view[at] * u + to_view[at + 1] * v + to_view[at + 2] + origin[3 * view] * inverse_depth
+    y = to_view[at + 3] * u + to_view[at + 4] * v + to_view[at + 5] + origin[3 * view + 1] * inverse_depth
+    ratio = to_view[at + 6] * u + to_view[at + 7] * v + to_view[at + 8] + origin[3 * view + 2] * inverse_depth
+    safe = max(ratio, F32(1e-6)) if ratio >= 0 else min(ratio, F32(-1e-6))
+    x, y = x / safe, y / safe
+    inside = ratio > 0 and x >= 0 and x < photo_width and y >= 0 and y < photo_height
+    return inside, x, y, safe
+
+
+@compiled
+@no_type_check
+def occlusion_kernel(least_radius: float, most_radius: float):
+    """Shares to which pixels are occluded in views [first, last): ``out`` [view, pixel].
+
+    ``to_view`` [view, 3, 3] and ``origin`` [view, 3] are ``projection.frustum_homography``'s, ``zoom`` [view, 2] is the
+    target's focal length over the view's; ``buffer`` [view, side + 2, side + 2] comes filled with zeros.
+    """
+
+    @no_type_check
+    def kernel(inverse_depths, width, height, to_view, origin, zoom, photo_width, photo_height, slack, side, first,
+               last, buffer, out):  # fmt: skip
+        pixels, row_length = width * height, side + 2
+        for view in range(first, last):
+            total, count, left, top = 0.0, 0, F32(np.inf), F32(np.inf)
+            for row in range(height):
+                for column in range(width):
+                    inside, u, v, ratio = in_view(
+                        to_view, origin, view, F32(column + 0.5), F32(row + 0.5), inverse_depths[row * width + column],
+                        photo_width, photo_height,
+                    )  # fmt: skip
+                    if inside:
+                        total += ratio
+                        count += 1
+                        left, top = min(left, u), min(top, v)
+            mean = F32(total / max(count, 1))
+            across, down = zoom[2 * view] * mean, zoom[2 * view + 1] * mean
+            corner_u, corner_v = F32(math.floor(left * across)), F32(math.floor(top * down))
+            start = view * row_length * row_length
+            for draw in (True, False):
+                for row in range(height):
+                    for column in range(width):
+                        pixel = row * width + column
+                        inside, u, v, ratio = in_view(
+                            to_view, origin, view, F32(column + 0.5), F32(row + 0.5), inverse_depths[pixel],
+                            photo_width, photo_height,
+                        )  # fmt: skip
+                        u, v = u * across - corner_u, v * down - corner_v
+                        inside = inside and u >= 0 and u < side and v >= 0 and v < side
+                        if not inside:
+                            if not draw:
+                                out[view * pixels + pixel] = F32(0)
+                            continue
+                        found = inverse_depths[pixel] / ratio
+                        if draw:
+                            radius = F32(0.5) * (mean / ratio) - F32(0.5) + F32(least_radius)
+                            radius = min(max(radius, F32(least_radius)), F32(most_radius))
+                            for y in range(int(v + F32(1) - radius), int(v + F32(1) + radius) + 1):
+                                for x in range(int(u + F32(1) - radius), int(u + F32(1) + radius) + 1):
+                                    cell = start + y * row_length + x
+                                    buffer[cell] = max(buffer[cell], found)
+                        else:
+                            nearest = buffer[start + int(v + F32(1)) * row_length + int(u + F32(1))]
+                            allowed = slack * max(F32(1) / (ratio * ratio), F32(1))
+                            share = (nearest - found) / allowed - F32(1)
+                            out[view * pixels + pixel] = min(max(share, F32(0)), F32(1))
+
+    return kernel

@@ -143,6 +143,7 @@ def votes(
     return likeliest, (mass > PEAKED) & (likeliest > 0) & (likeliest < planes - 1)
 
 
+@torch.no_grad()
 def photo_texture(features: PyramidFeatures, enlargement: int) -> Float[Tensor, "image height4 width4"]:
     """Standard deviation of colour around every fourth pixel of the photos as they were before they were enlarged."""
     colours = F.avg_pool2d(features.fine[..., -3:].flatten(0, 1).movedim(-1, 1), enlargement)
