@@ -127,7 +127,7 @@ def test_the_share_is_of_inverse_depth_in_the_view(either_way):
         (camera(1.5), 7.0),
         (camera(1.5), 5.0),
         (camera(1.0, z=4.0), 7.0),
-        (camera(1.5, z=-3.0), 4.0),
+        (camera(1.5, z=-3.0), 6.2),
     ):
         target = camera()
         shift = float(aside.c2w[2, 3])
@@ -204,7 +204,7 @@ def test_what_a_view_does_not_see_hides_nothing_and_stays_finite():
 
 
 def test_no_number_is_no_surface(either_way):
-    """A network that diverged must show in its own pixels, and nowhere else."""
+    """Where a network gives none, other pixels are judged as before."""
     target, source = camera(), sources(camera(0.3))
     position = positions(target)
     clean = either_way(lambda: occluded_shares(position, source, target[None], 0.03))
@@ -214,17 +214,42 @@ def test_no_number_is_no_surface(either_way):
     assert torch.equal(found, clean)
 
 
-def test_a_small_tile_of_a_large_target_far_from_the_photo_s_corner(either_way):
-    """Its depth buffer begins where it lies, and holds it turned and stretched too."""
-    target = camera(size=(192, 128))
-    tile = crop(target[None], 40, 52, (112, 24))
-    position = positions(target)[:, 52:76, 40:152]
-    for other in (camera(0.3, size=(768, 512)), camera(0.3, roll=1.5, size=(768, 512))):
-        exact = truly_occluded(target, other)[52:76, 40:152].float()[None, None]
-        inside = -F.max_pool2d(-exact, 5, 1, 2)[0, 0] > 0
-        assert inside.sum() > 50
-        found = either_way(lambda o=other: occluded_shares(position, sources(o), tile, 0.03)[0, 0])
-        assert found[inside].min() == 1
+@pytest.mark.parametrize(
+    ("box", "roll"),
+    [((100, 52, 40, 24), 0.0), ((40, 52, 112, 24), 1.5), ((84, 20, 48, 48), 0.8), ((84, 20, 48, 48), -0.8)],
+    ids=["far from the corner", "on its side", "turned", "turned back"],
+)
+def test_a_tile_of_a_large_target(box, roll, either_way):
+    """Its depth buffer begins where it lies in the photo, and holds it turned too."""
+    x, y, width, height = box
+    rows, columns = slice(y, y + height), slice(x, x + width)
+    target, other = camera(size=(192, 128)), camera(-0.3, roll=roll, size=(768, 512))
+    exact = truly_occluded(target, other)[rows, columns].float()[None, None]
+    inside = -F.max_pool2d(-exact, 5, 1, 2)[0, 0] > 0
+    inside[:, : 123 - x + 6] = False  # what hides these lies before the tile
+    assert inside.sum() > 50
+    position = positions(target)[:, rows, columns]
+    found = either_way(lambda: occluded_shares(position, sources(other), crop(target[None], *box[:2], box[2:]), 0.03))
+    assert found[0, 0][inside].min() == 1
+
+
+def test_a_view_that_stands_right_before_what_it_sees(either_way):
+    """A target's pixel is many of its cells wide, unless they are as wide as that."""
+    target, near_by = camera(size=(192, 128)), camera(0.05, z=6.5, size=(192, 128))
+    exact = truly_occluded(target, near_by, 7.2).float()[None, None]
+    inside = -F.max_pool2d(-exact, 5, 1, 2)[0, 0] > 0
+    assert inside.sum() > 50
+    found = either_way(lambda: occluded_shares(positions(target, 7.2), sources(near_by), target[None], 0.03)[0, 0])
+    assert found[inside].min() == 1
+
+
+@pytest.mark.parametrize("side", [64, 256])
+def test_the_last_number_before_the_end_is_in_the_last_cell(side):
+    """It may round up to the end, and one cell more with the radius."""
+    last = torch.nextafter(torch.tensor(float(side)), torch.tensor(0.0))
+    cells = torch.stack([torch.tensor([0.5, 0.5]), last.expand(2)])[None]
+    found = nearest_in_cells(cells, torch.tensor([[1.0, 2.0]]), torch.ones(1, 2), torch.ones(1, 2).bool(), side)
+    assert found.tolist() == [[1, 2]]
 
 
 def test_cells_hold_the_nearest_of_what_reaches_them():

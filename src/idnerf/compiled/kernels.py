@@ -1173,8 +1173,9 @@ def occlusion_kernel(least_radius: float, most_radius: float):
                         if draw:
                             radius = F32(0.5) * (mean / ratio) - F32(0.5) + F32(least_radius)
                             radius = min(max(radius, F32(least_radius)), F32(most_radius))
-                            for y in range(int(v + F32(1) - radius), int(v + F32(1) + radius) + 1):
-                                for x in range(int(u + F32(1) - radius), int(u + F32(1) + radius) + 1):
+                            bottom, right = int(v + F32(1) + radius), int(u + F32(1) + radius)
+                            for y in range(int(v + F32(1) - radius), min(bottom, side + 1) + 1):
+                                for x in range(int(u + F32(1) - radius), min(right, side + 1) + 1):
                                     cell = start + y * row_length + x
                                     buffer[cell] = max(buffer[cell], found)
                         else:

@@ -63,7 +63,7 @@ def occluded_shares(
     A, b = frustum_homography(target, source)
     of_target, of_source = (camera.K.diagonal(dim1=-2, dim2=-1)[..., :2] for camera in (target, source))
     zoom = of_target[:, None] / of_source
-    slack = tolerance * (1 / near - 1 / far)
+    slack = (tolerance * (1 / near - 1 / far)).clamp_min(1e-12)
     side = BUFFER_SIDES * max(target.size)
     if dispatch.usable(inverse_depth, A, b):
         radii = (SPLAT_RADIUS, LARGEST_SPLAT_RADIUS)
@@ -105,7 +105,9 @@ def nearest_in_cells(
     drawn = torch.where(inside, inverse_depth, 0.0)
     buffer = drawn.new_zeros(len(drawn), width * width)
     at, radius = torch.where(inside[..., None], cells, 0.0) + 1, torch.where(inside, radius, 0.0)
-    columns, rows = ([(coordinate + sign * radius).long() for sign in (-1, 0, 1)] for coordinate in at.unbind(-1))
+    columns, rows = (  # the largest number below ``side`` may round up to it
+        [(coordinate + sign * radius).long().clamp_max(side + 1) for sign in (-1, 0, 1)] for coordinate in at.unbind(-1)
+    )
     for row in rows:
         for column in columns:
             buffer.scatter_reduce_(1, row * width + column, drawn, "amax")
