@@ -454,6 +454,15 @@ def unit_length_kernel(channels: int, groups: int, colours: int, halves: bool):
 
 @inlined
 @no_type_check
+def on_photo(x, y, z, width, height):
+    """Of a homogeneous point: whether a photo shows it, its (u, v), and z kept away from zero."""
+    safe = max(z, F32(1e-6)) if z >= 0 else min(z, F32(-1e-6))
+    u, v = x / safe, y / safe
+    return z > 0 and u >= 0 and u < width and v >= 0 and v < height, u, v, safe
+
+
+@inlined
+@no_type_check
 def in_map(rays, origins, view, pixels, pixel, inverse_depth, photo_width, photo_height, map_scale, width, height):
     """Where a point lies in a view's map: whether the photo shows it, left column, top row, how far beyond their
     centres."""
@@ -461,9 +470,7 @@ def in_map(rays, origins, view, pixels, pixel, inverse_depth, photo_width, photo
     x = rays[ray] + origins[origin] * inverse_depth
     y = rays[ray + 1] + origins[origin + 1] * inverse_depth
     z = rays[ray + 2] + origins[origin + 2] * inverse_depth
-    safe = max(z, F32(1e-6)) if z >= 0 else min(z, F32(-1e-6))
-    u, v = x / safe, y / safe
-    inside = z > 0 and u >= 0 and u < photo_width and v >= 0 and v < photo_height
+    inside, u, v, _ = on_photo(x, y, z, photo_width, photo_height)
     u, v = u / map_scale - F32(0.5), v / map_scale - F32(0.5)
     u = min(u, F32(width - 1)) if u > 0 else F32(0)  # 0 also where u is no number
     v = min(v, F32(height - 1)) if v > 0 else F32(0)
@@ -1120,10 +1127,7 @@ def in_view(to_view, origin, view, u, v, inverse_depth, photo_width, photo_heigh
     x = to_view[at] * u + to_view[at + 1] * v + to_view[at + 2] + origin[3 * view] * inverse_depth
     y = to_view[at + 3] * u + to_view[at + 4] * v + to_view[at + 5] + origin[3 * view + 1] * inverse_depth
     ratio = to_view[at + 6] * u + to_view[at + 7] * v + to_view[at + 8] + origin[3 * view + 2] * inverse_depth
-    safe = max(ratio, F32(1e-6)) if ratio >= 0 else min(ratio, F32(-1e-6))
-    x, y = x / safe, y / safe
-    inside = ratio > 0 and x >= 0 and x < photo_width and y >= 0 and y < photo_height
-    return inside, x, y, safe
+    return on_photo(x, y, ratio, photo_width, photo_height)
 
 
 @compiled
